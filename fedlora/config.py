@@ -1,0 +1,178 @@
+"""The configuration: its sections and fields, each with unit, default and reason.
+
+Values come from the defaults here, then the method's own documented defaults, then a TOML file,
+then `section.key=value`; the later one wins. `fedlora.settings` reads and merges them.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class Run(Section):
+    """The federation: how long, who takes part, and where it is recorded."""
+
+    rounds: PositiveInt = Field(5, description="Rounds of training.")
+    clients_per_round: PositiveInt | float = Field(
+        1.0,
+        description="Clients sampled a round: a whole number, or a fraction in (0, 1] of those "
+        "present. All by default, since a handful of owners is the common case.",
+    )
+    min_replies: PositiveInt = Field(
+        1, description="Fewest usable updates; a round with fewer leaves the state as it was."
+    )
+    deadline: PositiveFloat = Field(
+        3600.0, description="Seconds to wait for a phase's replies, or for enough clients."
+    )
+    norm_bound: PositiveFloat | None = Field(
+        None,
+        description="Largest L2 norm of an update's change; a larger one is dropped. Off by default.",
+    )
+    weights: Literal["examples", "uniform"] = Field(
+        "examples", description="p_i: in proportion to training rows (FedAvg's choice), or equal."
+    )
+    wire: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="Number format of trained parts on the wire, both ways. Frozen parts and "
+        "residuals always cross in fp32, where low precision would drown them.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of every random stream.")
+    name: str = Field(
+        "",
+        pattern=r"^[\w.-]*$",
+        description="The run directory's name; by default the method's name and the time.",
+    )
+    dir: str = Field("runs", description="The folder that holds run directories.")
+    keep: Literal["latest", "all", "updates"] = Field(
+        "latest",
+        description="Checkpoints kept: the latest two (the second in case one is damaged), all, "
+        "or all with every tensor sent and received, to check a method by hand.",
+    )
+
+    @model_validator(mode="after")
+    def _fraction(self) -> "Run":
+        n = self.clients_per_round
+        if isinstance(n, float) and not 0 < n <= 1:
+            raise ValueError("clients_per_round is a whole number, or a fraction in (0, 1]")
+        return self
+
+    @property
+    def wire_dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.wire]
+
+
+class Model(Section):
+    """The pretrained model that everyone starts from."""
+
+    name: str = Field(
+        MINILM,
+        min_length=1,
+        description="A hub name or a local folder. MiniLM-L6 is the default: small, and installed "
+        "from a package, so that it needs no hub.",
+    )
+    task: str = Field("classification", description="What is learnt; see fedlora.tasks.")
+
+
+class Adapter(Section):
+    """What is trained on top of the frozen model."""
+
+    kind: Literal["lora", "vera", "lora-sb"] | None = Field(
+        None, description="LoRA, VeRA or B·R·A; by default the one the method is defined on."
+    )
+    rank: PositiveInt = Field(8, description="r, at most the smaller side of any target.")
+    alpha: PositiveFloat | None = Field(
+        None, description="The scale's numerator; by default 2·rank for LoRA, so that s = 2."
+    )
+    rslora: bool = Field(False, description="s = alpha / sqrt(r) in place of alpha / r.")
+    target_modules: list[str] | str | None = Field(
+        None,
+        description="Names of the linear layers to adapt, or 'all-linear'; by default PEFT's "
+        "choice for the architecture (query and value in BERT).",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of A.")
+    head: Literal["trained", "frozen"] = Field(
+        "trained", description="The task head: trained in full, or as the server drew it."
+    )
+
+
+class Data(Section):
+    """Rows, and how they are divided among clients."""
+
+    name: str = Field(
+        "sentiment",
+        min_length=1,
+        description="'sentiment' (bundled), a hub name, a .csv/.jsonl/.parquet file, or a folder "
+        "with train and test files, or (partition = 'split') with one file a client.",
+    )
+    text: str = Field("text", description="The column with the text.")
+    label: str = Field("label", description="The column with the label.")
+    partition: Literal["iid", "dirichlet", "natural", "shards", "split", "pooled"] = Field(
+        "natural", description="How rows come to clients."
+    )
+    clients: PositiveInt = Field(
+        4, description="Number of clients for iid, dirichlet and shards; the data says otherwise."
+    )
+    by: str = Field("domain", description="natural: the column whose values are the clients.")
+    concentration: PositiveFloat = Field(
+        0.5, description="dirichlet: smaller is more skewed in labels."
+    )
+    shards: PositiveInt = Field(2, description="shards: label-sorted pieces a client.")
+    rows: PositiveInt | None = Field(
+        None, description="Most rows a client uses (training and held out); all by default."
+    )
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share of a client's rows kept for its personalised score."
+    )
+    test: float = Field(
+        0.1, ge=0, lt=1, description="Share of rows for the server's test where there is no file."
+    )
+    public: int = Field(
+        128, ge=0, description="Rows set aside for the server (Fed-SB's start); nobody trains on them."
+    )
+    max_length: PositiveInt = Field(48, description="Tokens a row; longer ones are truncated.")
+
+
+class Train(Section):
+    """What a client does in a round."""
+
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Made afresh each round.")
+    lr: PositiveFloat = Field(1e-3, description="Learning rate; methods bring their own default.")
+    batch_size: PositiveInt = Field(16, description="Rows a step.")
+    steps: PositiveInt | None = Field(
+        30, description="Steps a round, passing over the rows as often as needed; null: epochs."
+    )
+    epochs: PositiveInt = Field(1, description="Passes over the rows a round where steps is null.")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: PositiveFloat | None = Field(1.0, description="Largest gradient norm of a step.")
+
+
+class Simulation(Section):
+    """This machine."""
+
+    workers: int | None = Field(
+        None, ge=0, description="Worker processes; by default one a core; 0 works in-process."
+    )
+    threads: PositiveInt = Field(
+        1, description="Threads of a worker: one is fastest when every core has a worker."
+    )
+
+
+class Config(Section):
+    run: Run = Run()
+    model: Model = Model()
+    adapter: Adapter = Adapter()
+    data: Data = Data()
+    strategy: dict[str, Any] = {"name": "fedex"}
+    train: Train = Train()
+    simulation: Simulation = Simulation()
+
+    @property
+    def method(self) -> str:
+        return str(self.strategy["name"])

@@ -1,0 +1,44 @@
+# make demo: federate a real model over real data.  make test: every check.  Both set up by themselves.
+# Needs Python 3.11 or newer, git and pip. PYTHON=… chooses another interpreter.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := fedlora strategies clients server simulations tests
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: $(STAMP)
+
+# Some systems ship a Python whose venv has no pip: there, its own pip fills the environment.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing fedlora and what it needs into $(VENV) (once; some minutes)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/fedlora run
+
+lint: setup
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -q
+
+test-slow: setup
+	$(BIN)/pytest -q -m slow
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

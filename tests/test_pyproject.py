@@ -1,0 +1,46 @@
+"""The project file: what Flower reads of it is what fedlora.config says."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import fedlora
+from fedlora.config import Config
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+APP = PROJECT["tool"]["flwr"]["app"]
+
+
+def run_value(value: Any) -> Any:
+    """A default as Flower's run configuration can hold it: lists and nulls as JSON strings."""
+    return json.dumps(value) if value is None or isinstance(value, list) else value
+
+
+def test_flower_app_config_is_the_configuration() -> None:
+    """`flwr run .` offers every field of the configuration with its default, and none besides."""
+    expected = {
+        section: {key: run_value(value) for key, value in fields.items()}
+        for section, fields in Config().model_dump().items()
+    }
+    strategy = APP["config"]["strategy"] | expected["strategy"]  # its settings: each method's own
+    assert APP["config"] == expected | {"strategy": strategy}
+    for section, fields in expected.items():  # 1 is not 1.0 to Flower's readers
+        types = {key: type(value) for key, value in fields.items()}
+        assert types == {key: type(APP["config"][section][key]) for key in fields}
+
+
+def test_version_is_said_once() -> None:
+    """The package's version is the project's."""
+    assert PROJECT["project"]["version"] == fedlora.__version__
+
+
+def test_every_pin_is_exact_and_every_dependency_pinned() -> None:
+    """Two installs of the same commit get the same direct dependencies."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for requirement in sum(extras, PROJECT["project"]["dependencies"]):
+        name = requirement.split(">")[0].split("=")[0]
+        assert name in pins, f"add {name} to constraints.txt"

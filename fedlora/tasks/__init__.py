@@ -1,0 +1,78 @@
+"""What is learnt: a task turns rows into batches, batches into losses, and scores a model.
+
+A new task is a class with the methods of `Task` and a line in `TASKS`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from fedlora.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# By module and name, so that a task's libraries are imported where it is used only.
+TASKS = {"classification": ("fedlora.tasks.classification", "Classification")}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model on some rows: `score` is the fraction right, `loss` the mean over rows (both NaN
+    where there are no rows)."""
+
+    score: float
+    loss: float
+    rows: int
+
+
+class Task(Protocol):
+    """What training and evaluation ask of a task. Encoded rows are the task's own affair; they
+    have a `len`, the number of rows."""
+
+    type: str  # PEFT's name of the task
+    labels: Sequence[str]
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def __init__(self, model: str, labels: Sequence[str], max_length: int) -> None: ...
+
+    def model(self, seed: int) -> "PreTrainedModel":
+        """The pretrained model in fp32; what the checkpoint lacks is drawn from `seed`."""
+        ...
+
+    def encode(self, rows: "Dataset") -> Any:
+        """The rows as tokens."""
+        ...
+
+    def batch(self, encoded: Any, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Some of the rows, padded to one length; every entry is (rows, ...)."""
+        ...
+
+    def losses(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """(rows,): one loss a row, which depends on that row alone."""
+        ...
+
+    def evaluate(self, model: Any, encoded: Any, batch_size: int = 64) -> Score:
+        """The model on all rows; its training mode is afterwards what it was."""
+        ...
+
+
+def load(name: str) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in TASKS:
+        near = get_close_matches(name, TASKS, 1)
+        raise UserError(
+            f"there is no task {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}. "
+            f"Set model.task to one of: {', '.join(TASKS)}."
+        )
+    module, attribute = TASKS[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,184 @@
+"""One label a text, by a linear head on a pretrained model.
+
+Shapes: b rows of a batch, t tokens of its longest row (padded), n rows in all, c labels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from fedlora.errors import UserError
+from fedlora.models import locate
+from fedlora.streams import forked
+from fedlora.tasks import Score
+
+MULTIPLE = 8  # rows are padded to a multiple of it, which kernels like
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """n tokenised rows end to end: row i is tokens starts[i] to starts[i + 1]."""
+
+    inputs: dict[str, Tensor]  # the model's inputs by name, each (tokens in all,) int32
+    starts: list[int]  # (n + 1)
+    labels: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def length(self, row: int) -> int:
+        """The tokens of a row."""
+        return self.starts[row + 1] - self.starts[row]
+
+
+class Classification:
+    """Sequence classification with any model that `AutoModelForSequenceClassification` loads.
+
+    Making one loads the tokenizer only.
+
+    Raises:
+        UserError: the model cannot be found, or cannot classify text.
+    """
+
+    type = "SEQ_CLS"
+
+    def __init__(self, model: str, labels: Sequence[str], max_length: int) -> None:
+        self.name = model
+        self.labels = list(labels)
+        self.source = locate(model)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.source, **self._local)
+        except Exception as error:  # a model's files can be wrong in any way
+            self._unusable("tokenizer", error)
+        if self.tokenizer.pad_token is None:  # GPT-2, Llama
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.max_length = min(max_length, self.tokenizer.model_max_length)
+
+    def model(self, seed: int) -> PreTrainedModel:
+        """The pretrained model in fp32 and evaluation mode. A head that the checkpoint lacks, or
+        has for other labels, is drawn from `seed`: the same for everyone who has the seed."""
+        try:
+            with quiet(), forked(seed, "head"):
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    self.source,
+                    dtype=torch.float32,
+                    id2label=dict(enumerate(self.labels)),
+                    label2id={label: i for i, label in enumerate(self.labels)},
+                    ignore_mismatched_sizes=True,
+                    **self._local,
+                )
+        except Exception as error:  # a model's files can be wrong in any way
+            self._unusable("model for text classification", error)
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def encode(self, rows: Dataset) -> Encoded:
+        """Tokenise rows with the columns text (str) and label (int), cut at max_length tokens."""
+        columns = rows[:]
+        inputs: dict[str, list[list[int]]] = {name: [] for name in self.tokenizer.model_input_names}
+        if columns["text"]:  # tokenizers fail on an empty list
+            inputs = self.tokenizer(columns["text"], truncation=True, max_length=self.max_length)
+        lengths = [len(row) for row in inputs["input_ids"]]
+        return Encoded(
+            inputs={
+                name: torch.tensor([x for row in table for x in row], dtype=torch.int32)
+                for name, table in inputs.items()
+            },
+            starts=list(accumulate(lengths, initial=0)),
+            labels=torch.tensor(columns["label"], dtype=torch.int64),
+        )
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""
+        rows = [slice(encoded.starts[i], encoded.starts[i + 1]) for i in indices]
+        lengths = torch.tensor([encoded.length(i) for i in indices])
+        width = int(lengths.max() + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+        # Past max_length the model may have no positions. Padding is on the right, where it
+        # moves no token's position.
+        kept = torch.arange(min(width, self.max_length)) < lengths[:, None]  # (b, t)
+        padding = {
+            "input_ids": self.tokenizer.pad_token_id,
+            "token_type_ids": self.tokenizer.pad_token_type_id,
+        }
+        batch = {"labels": encoded.labels[list(indices)]}
+        for name, tokens in encoded.inputs.items():
+            padded = torch.full(kept.shape, padding.get(name, 0))
+            padded[kept] = torch.cat([tokens[row] for row in rows]).long()
+            batch[name] = padded
+        return batch
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(b,): the cross-entropy of each row."""
+        return F.cross_entropy(*self._predict(model, batch), reduction="none")
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, encoded: Encoded, batch_size: int = 64) -> Score:
+        """Accuracy and mean loss, rows taken by length so that little is padded."""
+        order = sorted(range(len(encoded)), key=encoded.length)
+        right, loss = 0, 0.0
+        with evaluating(model):
+            for start in range(0, len(order), batch_size):
+                batch = self.batch(encoded, order[start : start + batch_size])
+                logits, labels = self._predict(model, batch)
+                right += int((logits.argmax(dim=1) == labels).sum())
+                loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
+        rows = len(encoded)
+        return Score(right / rows, loss / rows, rows) if rows else Score(math.nan, math.nan, 0)
+
+    def _predict(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(logits (b, c) in fp32, labels (b,)), on the model's device."""
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = inputs.pop("labels")
+        return model(**inputs).logits.float(), labels
+
+    @property
+    def _local(self) -> dict[str, Any]:
+        """A folder is loaded without a look at the network; a model's own code is never run."""
+        return {
+            "local_files_only": not isinstance(self.source, str),
+            "trust_remote_code": False,
+        }
+
+    def _unusable(self, what: str, error: Exception) -> NoReturn:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{self.name!r} gives no {what} ({reason}). Set model.name to a text model of the "
+            f"hub (which needs the network once), or to a folder with config.json, weights and "
+            f"tokenizer."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of Transformers while it loads: that a head is new is no news here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, and afterwards every module in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,283 @@
+"""One pretrained model with one adapter, and its tensors by name.
+
+Shapes, for an adapted layer of m outputs and n inputs at rank r:
+
+    A (r, n)  B (m, r)  R (r, r)              lora: s B A; lora-sb: s B R A
+    d (r,)  b (m,)  vera.U (m_max, r)  vera.V (r, n_max)   vera: diag(b) U diag(d) V
+    P (m, rho)  Q (rho, n)  D (m, n)          the frozen residual, P Q + D
+    head.<parameter>                          the task's head, whole
+
+Everything that crosses this boundary is fp32 on the CPU; inside, the adapter, the head and the
+residual are fp32 on the model's device, whatever format the frozen base is in.
+"""
+
+import warnings
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fedlora import config as settings
+from fedlora.adapters import targets
+from fedlora.adapters.lora_sb import LoraSBConfig
+from fedlora.adapters.residual import Residual, attach
+from fedlora.errors import UserError
+from fedlora.strategy import Scaling
+from fedlora.streams import derive, forked
+from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of, select
+
+PARTS = {
+    "lora": frozenset({"A", "B"}),
+    "vera": frozenset({"d", "b"}),
+    "lora-sb": frozenset({"R"}),
+}
+_NAME = "default"  # what PEFT calls its only adapter
+
+
+def scaling(config: settings.Adapter) -> Scaling:
+    """The scale s by rank: alpha is 2 r by default for LoRA, and what makes s = 1 for LoRA-SB.
+    VeRA has no scale: one always."""
+    r = config.rank
+    if config.kind == "vera":
+        if config.alpha is not None or config.rslora:
+            raise UserError(
+                "VeRA has no scale: leave adapter.alpha and adapter.rslora out, "
+                "or set adapter.kind = 'lora'."
+            )
+        return Scaling(r, float(r))
+    default = 2.0 * r if config.kind == "lora" else (r**0.5 if config.rslora else float(r))
+    return Scaling(r, config.alpha or default, config.rslora)
+
+
+class Adapter:
+    """A pretrained model with one adapter, and the index of its tensors by name.
+
+    Attributes:
+        model: the PEFT model; called like the model it was made of.
+        scaling: the scale by rank.
+        shapes: module path, as in the model without PEFT's prefixes -> (m, n).
+        parts: the parts that can be trained: those of the kind, and `head` if there is one and
+            the configuration does not freeze it.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: settings.Adapter, seed: int) -> None:
+        """Put an adapter into `model`, in place; every draw comes from `seed`.
+
+        Raises:
+            UserError: see `targets.targets` and `scaling`.
+        """
+        assert config.kind is not None, "the method's kind is resolved before this"
+        self.kind = config.kind
+        self.scaling = scaling(config)
+        self.shapes = targets.targets(model, config)
+        peft_config = _peft_config(model, config, self.scaling, list(self.shapes), seed)
+        with forked(seed, "adapter"), warnings.catch_warnings():
+            # PEFT asks for a property under the name it had before.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            self.model = cast(PeftModel, get_peft_model(model, peft_config))
+        self.model.to(model.device)  # VeRA's projections start on the CPU
+        base = cast(PreTrainedModel, self.model.get_base_model())
+        self._layers: dict[str, Any] = {k: base.get_submodule(k) for k in self.shapes}
+        self._residuals: dict[str, Residual] = {k: attach(m) for k, m in self._layers.items()}
+        self._heads = {
+            k: _in_fp32(m) for k, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)
+        }
+        trained_head = config.head == "trained" and bool(self._heads)
+        self.parts: set[str] = set(PARTS[self.kind]) | ({"head"} if trained_head else set())
+        self._initial = _clones(self._tensors())
+        self.trainable(self.parts)
+
+    def initial(self) -> Tensors:
+        """Clones of every tensor as PEFT initialised it, the head also where it is frozen."""
+        return _clones(self._initial)
+
+    def read(self, parts: Collection[str]) -> Tensors:
+        """Detached clones of the tensors of these parts."""
+        return _clones(select(self._tensors(), parts))
+
+    def load(self, tensors: Tensors, scale: float | None = None) -> None:
+        """Copy tensors into the parts of the same name, in place.
+
+        Parts not named stay as they are, except the residual, which becomes exactly what `tensors`
+        says: none where it says nothing. A and B of another rank resize their layer. `scale` is
+        s for every layer, by default the scaling's at the layer's rank.
+
+        Raises:
+            UserError: a name that this adapter lacks, or a shape that does not fit; nothing has
+                been changed then.
+        """
+        own = self._tensors()
+        ranks = self._checked_ranks(tensors, own)
+        if self.kind == "vera" and scale not in (None, 1.0):
+            raise UserError(f"VeRA has no scale, and {scale} was given: leave it out.")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if part_of(name) not in RESIDUAL:
+                    _assign(own[name], tensor)
+        for module, residual in self._residuals.items():
+            for part in RESIDUAL:
+                given = tensors.get(f"{module}.{part}")
+                setattr(residual, part, given if given is None else self._taken(given))
+        for module, rank in ranks.items():
+            self._layers[module].r[_NAME] = rank
+            self._layers[module].scaling[_NAME] = self.scaling.at(rank) if scale is None else scale
+
+    def trainable(self, parts: Collection[str]) -> list[nn.Parameter]:
+        """The parameters of these parts that this adapter can train: they require gradients from
+        now on, and nothing else in the model does."""
+        self.model.requires_grad_(False)
+        chosen = select(self._tensors(), set(parts) & self.parts)
+        return [cast(nn.Parameter, t.requires_grad_()) for t in chosen.values()]
+
+    def weight(self, module: str) -> Tensor:
+        """W0 of a module, (m, n), fp32."""
+        layer = self._layers[module].get_base_layer()
+        weight = layer.weight.detach()
+        return (weight.T if isinstance(layer, Conv1D) else weight).float()
+
+    def base(self, module: str) -> nn.Module:
+        """The frozen linear layer under a module's adapter."""
+        return cast(nn.Module, self._layers[module].get_base_layer())
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """The adapter without the residual: two factors, (m, r) and (r, n), scale inside, fp32."""
+        with torch.no_grad():
+            if self.kind == "vera":
+                m, n = self.shapes[module]
+                d, b, U, V = self._vera(module)
+                return b[:, None] * U[:m], d[:, None] * V[:, :n]
+            layer = self._layers[module]
+            A, B = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+            middle = B @ layer.lora_R[_NAME].weight if self.kind == "lora-sb" else B
+            return middle * layer.scaling[_NAME], A.clone()
+
+    def residual(self, module: str) -> Residual:
+        """The residual of a module: P, Q and D, each None where it has none."""
+        return self._residuals[module]
+
+    def delta(self, module: str) -> Tensor:
+        """The effective W - W0 of a module, dense, (m, n), fp32; summed in float64."""
+        left, right = (t.double() for t in self.factors(module))
+        total = left @ right
+        frozen = self._residuals[module]
+        if frozen.P is not None and frozen.Q is not None:
+            total += frozen.P.double() @ frozen.Q.double()
+        if frozen.D is not None:
+            total += frozen.D.double()
+        return total.float()
+
+    def head(self) -> dict[str, nn.Parameter]:
+        """The head's parameters by their full name in the model."""
+        return {f"{k}.{p}": t for k, m in self._heads.items() for p, t in m.named_parameters()}
+
+    def _vera(self, module: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        layer = self._layers[module]
+        shared = layer.vera_B[_NAME], layer.vera_A[_NAME]
+        return layer.vera_lambda_d[_NAME], layer.vera_lambda_b[_NAME], *shared
+
+    def _tensors(self) -> Tensors:
+        """The live tensors by name, without the residual. Looked up each time, since moving a
+        model replaces its buffers."""
+        found: Tensors = {}
+        for name, layer in self._layers.items():
+            if self.kind == "vera":
+                d, b, found["vera.U"], found["vera.V"] = self._vera(name)
+                found |= {f"{name}.d": d, f"{name}.b": b}
+                continue
+            found[f"{name}.A"] = layer.lora_A[_NAME].weight
+            found[f"{name}.B"] = layer.lora_B[_NAME].weight
+            if self.kind == "lora-sb":
+                found[f"{name}.R"] = layer.lora_R[_NAME].weight
+        return found | {f"head.{k}": p for k, p in self.head().items()}
+
+    def _taken(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.model.device, torch.float32, copy=True)
+
+    def _checked_ranks(self, tensors: Tensors, own: Tensors) -> dict[str, int]:
+        """Check every name and shape; the rank of each layer once `tensors` are in it."""
+        known = set(own) | {f"{module}.{part}" for module in self.shapes for part in RESIDUAL}
+        for name in tensors:
+            if name not in known:
+                near = get_close_matches(name, known, n=1, cutoff=0)[0]
+                raise UserError(
+                    f"there is no {name} in this {self.kind} adapter; the nearest name is {near}."
+                )
+        ranks = {} if self.kind == "vera" else {k: self._rank(k, tensors, own) for k in self.shapes}
+        for name in {**own, **tensors}:
+            have = tuple((tensors[name] if name in tensors else own[name]).shape)
+            want = self._shape(name, ranks, tensors, own)
+            if have != want:
+                raise UserError(f"{name} has the shape {have}; this adapter wants {want} there.")
+        return ranks
+
+    def _rank(self, module: str, tensors: Tensors, own: Tensors) -> int:
+        """What A says, else B, else the rank at present; a flat A or B is found out later."""
+        A, B = tensors.get(f"{module}.A"), tensors.get(f"{module}.B")
+        if A is not None and A.ndim == 2:
+            return A.shape[0]
+        return B.shape[1] if B is not None and B.ndim == 2 else own[f"{module}.A"].shape[0]
+
+    def _shape(
+        self, name: str, ranks: dict[str, int], tensors: Tensors, own: Tensors
+    ) -> tuple[int, ...]:
+        """The shape that a tensor must have, given the layers' ranks and, for Q, what P says."""
+        module, part = module_of(name), part_of(name)
+        if part == "head" or module not in self.shapes or (self.kind == "vera" and name in own):
+            return tuple(own[name].shape)
+        m, n = self.shapes[module]
+        if part in "PQ":
+            P, Q = (tensors.get(f"{module}.{x}") for x in "PQ")
+            if P is None or Q is None:
+                raise UserError(f"{module} has {name} alone: P and Q only mean something together.")
+            rho = P.shape[-1] if P.ndim else 0
+            return (m, rho) if part == "P" else (rho, n)
+        r = ranks.get(module, 0)
+        return {"A": (r, n), "B": (m, r), "R": (r, r), "D": (m, n)}[part]
+
+
+def _peft_config(
+    model: PreTrainedModel, config: settings.Adapter, scale: Scaling, found: list[str], seed: int
+) -> PeftConfig:
+    common: dict[str, Any] = {
+        "r": config.rank,
+        "target_modules": targets.shortest(model, found),
+        "modules_to_save": targets.head(model) or None,
+        "fan_in_fan_out": all(isinstance(model.get_submodule(k), Conv1D) for k in found),
+    }
+    if config.kind == "vera":
+        key = derive(seed, "vera")
+        return VeraConfig(vera_dropout=config.dropout, projection_prng_key=key, **common)
+    kind = LoraSBConfig if config.kind == "lora-sb" else LoraConfig
+    scale_fields: dict[str, Any] = {"lora_alpha": scale.alpha, "use_rslora": scale.rslora}
+    return kind(lora_dropout=config.dropout, **scale_fields, **common)
+
+
+def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:
+    """The trained copy of a head, turned to fp32 so that small steps are not rounded away."""
+    trained = wrapper.modules_to_save[_NAME].float()
+
+    def cast_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+        )
+
+    trained.register_forward_pre_hook(cast_inputs)
+    return trained
+
+
+def _assign(own: Tensor, given: Tensor) -> None:
+    if own.shape == given.shape:
+        own.copy_(given)
+    else:  # another rank: the parameter stays the same object, so that PEFT and optimizers see it
+        own.grad = None
+        own.data = given.detach().to(own.device, own.dtype, copy=True)
+
+
+def _clones(tensors: Tensors) -> Tensors:
+    return {k: t.detach().to("cpu", torch.float32, copy=True) for k, t in tensors.items()}

@@ -13,6 +13,8 @@ from fedlora.streams import forked
 
 Factors = tuple[Tensor, Tensor]
 
+SMALL = 768  # a matrix with no more rows or columns than this is decomposed in full
+
 # What fp32 factors cannot hold anyway: products of them are good to about one rounding each.
 ROUNDING = 2 * torch.finfo(torch.float32).eps
 
@@ -71,10 +73,11 @@ def compress(P: Tensor, Q: Tensor) -> Factors:
 def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular vectors and values of W (m, n): U (m, rank), S (rank,), V (rank, n).
 
-    Where W is much larger than the rank, by randomised subspace iteration (arXiv:0909.4061): within
-    1.3e-6 of the full decomposition for a decaying spectrum, at a small part of its time.
+    In full where that takes less than a second; else by randomised subspace iteration
+    (arXiv:0909.4061): orthonormal as well, equal to 1e-6 where the spectrum decays and to 1e-3
+    where it is flat, in a small part of the time.
     """
-    if min(W.shape) <= 4 * rank:
+    if min(W.shape) <= max(4 * rank, SMALL):
         U, S, V = torch.linalg.svd(W.double(), full_matrices=False)
     else:
         with forked(0, "svd"):  # svd_lowrank draws from the global generator

@@ -2,11 +2,11 @@
 
 import importlib
 import sys
-from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from fedlora.errors import MethodError, UserError
+from fedlora.settings import nearest
 from fedlora.strategy import Strategy
 
 GROUP = "fedlora.strategies"
@@ -27,11 +27,6 @@ def names() -> list[str]:
     return list(_targets())
 
 
-def settings() -> set[str]:
-    """The names of all built-in methods' settings, for tables that serve several methods."""
-    return {field for name in BUILTIN for field in load(name).model_fields}
-
-
 def load(name: str) -> type[Strategy]:
     """The method called `name`: built in, of the entry-point group `fedlora.strategies`, or
     `my_module:MyMethod` with a module of the current directory or an installed one.
@@ -40,10 +35,9 @@ def load(name: str) -> type[Strategy]:
     """
     target = name if ":" in name else _targets().get(name)
     if target is None:
-        known = list(_targets())
-        near = "".join(f"; did you mean '{n}'?" for n in get_close_matches(name, known, 1))
+        known = _targets()
         raise UserError(
-            f"there is no method '{name}'{near} (known: {', '.join(known)}; "
+            f"there is no method '{name}'{nearest(name, known)} (known: {', '.join(known)}; "
             "one of your own is written my_module:MyMethod)"
         )
     found = _imported(target)

@@ -1,0 +1,171 @@
+"""FedEx-LoRA: exact against what is really assigned, and a residual that grows and is folded."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fedlora.tensors import is_memory
+from strategies.fedex import FedEx
+from tests.strategies.harness import FakeBase, Federation, worst
+
+ASSIGNMENTS = ("average", "local", "reinit")
+LAYER = "layer.0.query"
+WIDE = {LAYER: (90, 120)}  # a layer that factors stay smaller than
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("wire", [torch.bfloat16, torch.float16])
+def test_exact_against_what_a_lossy_wire_delivers(assignment: str, wire: torch.dtype) -> None:
+    """Means rounded on the wire are what clients get, so the residual is taken against those: W* is
+    the mean of the products of the uploads, on all clients, round after round."""
+    fed = Federation(FedEx(assignment=assignment), wire=wire)
+    for participants in [(0, 1, 2), (3,), (1, 2), (0, 1, 2, 3)]:
+        fed.step(participants)
+        truth = fed.mean_of_products()
+        assert worst(fed.server(), truth) < 1e-6
+        for client in fed.clients:
+            assert worst(fed.effective(client), truth) < 1e-6
+
+
+def test_a_client_that_skipped_rounds_has_everybodys_weights() -> None:
+    """The residual is cumulative: whoever was away since the start ends with the same W, up to the
+    rounding of two ways to the same sum."""
+    for assignment in ASSIGNMENTS:
+        fed = Federation(FedEx(assignment=assignment))
+        for participants in [(0, 1), (1, 2), (0, 1), (0, 2)]:
+            fed.step(participants)
+        views = [fed.effective(c) for c in fed.clients]
+        assert all(worst(v, views[3]) < 1e-6 for v in views)
+
+
+def test_the_residual_grows_at_its_end() -> None:
+    """Each round appends (K−1)·r columns and leaves the earlier ones to the bit: only the tail has
+    to be sent. One client alone appends nothing."""
+    fed = Federation(FedEx(), base=FakeBase(shapes=WIDE))
+    widths, held = [], torch.zeros(90, 0)
+    for participants in [(0, 1), (0, 1, 2), (3,), (2, 3)]:
+        fed.step(participants)
+        P, Q = fed.state[f"{LAYER}.P"], fed.state[f"{LAYER}.Q"]
+        assert torch.equal(P[:, : held.shape[1]], held) and Q.shape == (P.shape[1], 120)
+        widths.append(P.shape[1])
+        held = P
+    assert widths == [4, 12, 12, 16]
+
+
+def test_one_client_leaves_no_residual() -> None:
+    """What one client uploads is assigned as it is."""
+    fed = Federation(FedEx())
+    fed.step((1,))
+    assert not {k.rpartition(".")[2] for k in fed.state} & {"P", "Q", "D"}
+    assert torch.equal(fed.state[f"{LAYER}.B"], fed.updates[0].tensors[f"{LAYER}.B"])
+
+
+def test_factors_as_large_as_the_layer_become_dense() -> None:
+    """Where recompression does not help any more P and Q are folded into D and grow afresh beside
+    it: the state never holds more than a layer of factors beside a layer, and W* is unharmed."""
+    fed = Federation(FedEx())
+    folds = 0
+    for participants in [(0, 1, 2, 3), (1, 2, 3), (0, 1), (0, 3), (2, 3)]:
+        before = set(fed.state)
+        fed.step(participants)
+        for module, (m, n) in fed.base.shapes.items():
+            rank = fed.state[f"{module}.P"].shape[1] if f"{module}.P" in fed.state else 0
+            assert rank * (m + n) < m * n
+            assert (f"{module}.Q" in fed.state) == (rank > 0)
+            folds += f"{module}.P" in before and rank == 0
+        assert worst(fed.effective(fed.clients[0]), fed.mean_of_products()) < 1e-6
+    assert folds >= 2 and f"{LAYER}.D" in fed.state and f"{LAYER}.P" in fed.state
+
+
+def test_a_residual_of_small_rank_is_recompressed_rather_than_folded() -> None:
+    """Factors wider than their rank shrink to it: clients that all move along one direction."""
+    fed = Federation(FedEx(), base=FakeBase(shapes=WIDE))
+    for _ in range(5):
+        fed.number += 1
+        updates = [fed.train(c, 0.25) for c in fed.clients]
+        for i, u in enumerate(updates):
+            A, B = fed.state[f"{LAYER}.A"], fed.state[f"{LAYER}.B"]
+            u.tensors[f"{LAYER}.A"] = A + i * torch.ones_like(A)
+            u.tensors[f"{LAYER}.B"] = B + i * torch.ones_like(B)
+        fed.updates = updates
+        truth = fed.mean_of_products()
+        fed.aggregate(updates)
+        assert worst(fed.server(), truth) < 1e-6
+    assert f"{LAYER}.D" not in fed.state
+    assert fed.state[f"{LAYER}.P"].shape[1] < 5 * 12
+
+
+def test_truncation_is_the_best_rank_of_each_rounds_residual() -> None:
+    """What `truncate = r'` appends is the r' leading singular triplets of that round's dense ΔW."""
+    exact, cut = Federation(FedEx()), Federation(FedEx(truncate=3))
+    for fed in (exact, cut):
+        fed.step((0, 1, 3))
+    for module in fed.base.shapes:
+        dense = exact.state[f"{module}.P"].double() @ exact.state[f"{module}.Q"].double()
+        U, S, V = torch.linalg.svd(dense)
+        best = (U[:, :3] * S[:3]) @ V[:3]
+        P, Q = cut.state[f"{module}.P"], cut.state[f"{module}.Q"]
+        assert P.shape[1] == 3
+        torch.testing.assert_close(P.double() @ Q.double(), best, rtol=0, atol=1e-6)
+    cut.step((0, 2))
+    assert cut.state[f"{LAYER}.P"].shape[1] == 6
+
+
+@pytest.mark.parametrize("assignment", ["local", "reinit"])
+def test_truncation_goes_with_average(assignment: str) -> None:
+    """The other assignments have no exact part that a cut could leave alone."""
+    with pytest.raises(ValidationError, match="average"):
+        FedEx(truncate=2, assignment=assignment)
+
+
+def test_local_keeps_each_clients_own_factors() -> None:
+    """Client i gets back the A_i and B_i it uploaded last, across rounds it sat out; the server's
+    own stay as begun, so that a newcomer starts from W*; memory never travels."""
+    fed = Federation(FedEx(assignment="local"))
+    begun = dict(fed.state)
+    fed.step((0, 1, 2))
+    uploads = {u.client.id: u.tensors for u in fed.updates}
+    fed.step((1, 2))
+    view = fed.view(fed.clients[0], fed.round())
+    for part in "AB":
+        assert torch.equal(view[f"{LAYER}.{part}"], uploads["client-0"][f"{LAYER}.{part}"])
+        assert torch.equal(fed.state[f"{LAYER}.{part}"], begun[f"{LAYER}.{part}"])
+    assert worst(fed.effective(fed.clients[3]), fed.mean_of_products()) < 1e-6
+    assert not any(is_memory(k) for c in fed.clients for k in fed.view(c, fed.round()))
+
+
+def test_local_shares_no_more_than_the_clients_span() -> None:
+    """With everybody there each round the shared product telescopes to Σ p_i s B_i A_i: K·r
+    columns, however many rounds went by."""
+    fed = Federation(FedEx(assignment="local"), base=FakeBase(shapes=WIDE))
+    for _ in range(4):
+        fed.step()
+        assert fed.state[f"{LAYER}.P"].shape[1] == 4 * 4
+        assert worst(fed.server(), fed.mean_of_products()) < 1e-6
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_a_dropped_update_changes_nobody(assignment: str) -> None:
+    """A client whose update did not count still has everybody's W afterwards."""
+    fed = Federation(FedEx(assignment=assignment))
+    fed.step()
+    fed.number += 1
+    fed.train(fed.clients[0], 1.0)  # never arrives
+    fed.updates = [fed.train(fed.clients[i], 0.5) for i in (1, 2)]
+    fed.aggregate(fed.updates)
+    assert worst(fed.effective(fed.clients[0]), fed.mean_of_products()) < 1e-6
+
+
+def test_reinit_draws_as_peft_does() -> None:
+    """A ~ U(−1/√n, 1/√n), another one for each module and round; B = 0."""
+    fed = Federation(
+        FedEx(assignment="reinit"), base=FakeBase(shapes={"a": (90, 120), "b": (90, 120)})
+    )
+    seen = []
+    for _ in range(2):
+        fed.step()
+        seen += [fed.state["a.A"], fed.state["b.A"]]
+        assert not fed.state["a.B"].any()
+    for A in seen:
+        assert 0.95 < float(A.abs().max()) * 120**0.5 <= 1 and abs(float(A.mean())) < 0.01
+    assert len({A.numpy().tobytes() for A in seen}) == 4

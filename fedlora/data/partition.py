@@ -64,12 +64,10 @@ def deal(data: Data, labels: Sequence[int], rows: Sequence[int], seed: int) -> d
                 for i in range(data.clients)
             }
     except ValueError as error:
+        or_else = " or raise data.concentration" if data.partition == "dirichlet" else ""
         raise UserError(
             f"data.partition = {data.partition!r} leaves some of {data.clients} clients without "
-            f"rows ({len(rows)} in all). Lower data.clients"
-            + {"dirichlet": ", or raise data.concentration.", "shards": " or data.shards."}.get(
-                data.partition, "."
-            )
+            f"rows ({len(rows)} in all). Lower data.clients{or_else}."
         ) from error
 
 

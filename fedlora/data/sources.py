@@ -124,17 +124,15 @@ def read_file(path: Path) -> Dataset:
     if path.suffix not in READERS:
         raise UserError(f"{path}: unknown file type {path.suffix!r}. Known are {TYPES}.")
     builder, options = READERS[path.suffix]
-    if not path.stat().st_size:
-        raise UserError(f"{path} is empty. Fill it or remove it.")
     try:
         with no_bars():
-            loaded = datasets.load_dataset(builder, data_files={"rows": str(path)}, **options)
+            return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except Exception as error:  # whatever the reader of that type raises
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
-    if "rows" not in loaded:
-        raise UserError(f"{path} has no rows. Fill it or remove it.")
-    return loaded["rows"]
+        reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
+        raise UserError(
+            f"{path} cannot be read as {path.suffix[1:]}, or has no rows ({reason}). Mend the file "
+            f"or remove it."
+        ) from error
 
 
 def read_hub(name: str) -> tuple[dict[str, Dataset], Dataset | None]:

@@ -41,7 +41,7 @@ def parse(domain: str, lines: Iterable[str]) -> Iterator[tuple[bool, Row]]:
         id, rating, text = line.rstrip("\r\n").split("\t")
         if abs(float(rating)) > CLEAR:
             label = "positive" if float(rating) > 0 else "negative"
-            text = " ".join(html.unescape(text).split())
+            text = " ".join(html.unescape(html.unescape(text)).split())  # some are escaped twice
             yield held_out(domain, id), {"text": text, "label": label, "domain": domain}
 
 

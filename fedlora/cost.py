@@ -1,0 +1,174 @@
+"""What a method costs, counted from a model's configuration alone.
+
+The model is built without weights (on torch's meta device), and the method's own hooks are run on
+tensors that have shapes and no values: what is counted is the code that runs.
+
+Shapes: an adapted layer has m outputs and n inputs; rank r; K clients in a round.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from fedlora import tasks
+from fedlora.adapters import PARTS, targets
+from fedlora.adapters.adapter import scaling
+from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.guard import called
+from fedlora.models import locate
+from fedlora.strategy import Client, Round, Scaling, Strategy, Update, merge, stays
+from fedlora.streams import stream
+from fedlora.tensors import Tensors, part_of, select
+
+MODELS: dict[str, Any] = {"SEQ_CLS": AutoModelForSequenceClassification}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters of one client, and bytes of tensors per client and round (a mean over clients
+    where their ranks differ)."""
+
+    parameters: dict[str, int]  # in the global adapter by part; the head's among them
+    trained_parameters: int  # that a client optimises, head included
+    bytes_up: int  # a round's upload
+    bytes_down_first: int  # the first download
+    bytes_down: int  # a later one, by a client that took part in the round before
+
+
+def cost(config: Config, strategy: Strategy) -> Cost:
+    """The cost of a method on a model.
+
+    K is `run.clients_per_round`, a fraction of `data.clients`; classification has two labels.
+
+    Raises:
+        UserError: the model's configuration cannot be found, or nothing in it can be adapted.
+        MethodError: the method needs tensors' values to know their shapes.
+    """
+    base = _Blank(config, _skeleton(config))
+    clients = _clients(config, strategy, base.scaling)
+    parts = PARTS[base.kind] | ({"head"} if config.adapter.head == "trained" else set())
+    one, two = (Round(i, "train", config.run.seed, config.run.wire_dtype) for i in (1, 2))
+
+    state = called(strategy, "begin", base)
+    trains = called(strategy, "trains", one) & parts
+    first = [called(strategy, "broadcast", state, c, one) for c in clients]
+    own = [{k: torch.empty_like(t) for k, t in select(v, trains).items()} for v in first]
+    uploads = [called(strategy, "upload", t, c, one) for t, c in zip(own, clients, strict=True)]
+    updates = [
+        Update(c, t, sent, 1 / len(clients))
+        for c, t, sent in zip(clients, uploads, first, strict=True)
+    ]
+    state = merge(state, called(strategy, "aggregate", state, updates, one))
+    later = [
+        _lacking(called(strategy, "broadcast", state, c, two), held, stays(strategy))
+        for c, held in zip(clients, first, strict=True)
+    ]
+
+    def sent(tensors: list[Tensors]) -> int:
+        return _mean([_bytes(t, config.run.wire_dtype, strategy.trained) for t in tensors])
+
+    trained = _mean([sum(x.numel() for x in t.values()) for t in own])
+    return Cost(_by_part(base.initial()), trained, sent(uploads), sent(first), sent(later))
+
+
+class _Blank:
+    """A base (see `fedlora.strategy.Base`) whose tensors have no values."""
+
+    learning_rate = 1.0
+
+    def __init__(self, config: Config, model: PreTrainedModel) -> None:
+        assert config.adapter.kind is not None, "the method's kind is resolved before this"
+        self.kind = config.adapter.kind
+        self.scaling = scaling(config.adapter)
+        self.rank = self.scaling.rank
+        self.scale = self.scaling.at(self.rank)
+        self.shapes: Mapping[str, tuple[int, int]] = targets.targets(model, config.adapter)
+        self._head = {
+            f"head.{child}.{name}": _empty(*parameter.shape)
+            for child in targets.head(model)
+            for name, parameter in model.get_submodule(child).named_parameters()
+        }
+
+    def initial(self) -> Tensors:
+        r = self.rank
+        tensors: Tensors = {}
+        for k, (m, n) in self.shapes.items():
+            if self.kind == "vera":
+                tensors |= {f"{k}.d": _empty(r), f"{k}.b": _empty(m)}
+            else:
+                tensors |= {f"{k}.A": _empty(r, n), f"{k}.B": _empty(m, r)}
+            if self.kind == "lora-sb":
+                tensors[f"{k}.R"] = _empty(r, r)
+        if self.kind == "vera":
+            m, n = (max(sizes) for sizes in zip(*self.shapes.values(), strict=True))
+            tensors |= {"vera.U": _empty(m, r), "vera.V": _empty(r, n)}
+        return tensors | self._head
+
+    def weight(self, module: str) -> Tensor:
+        return _empty(*self.shapes[module])
+
+    def gradient(self, module: str, over: Literal["server", "clients", "sketch"]) -> Tensor:
+        return _empty(*self.shapes[module])
+
+    def generator(self, name: str) -> torch.Generator:
+        return stream(0, name)
+
+
+def _skeleton(config: Config) -> PreTrainedModel:
+    """The model without weights."""
+    source = locate(config.model.name)
+    make = MODELS[tasks.load(config.model.task).type]
+    try:
+        described = AutoConfig.from_pretrained(
+            source, local_files_only=not isinstance(source, str), trust_remote_code=False
+        )
+        with torch.device("meta"):
+            return make.from_config(described)
+    except (OSError, ValueError) as e:
+        reason = str(e).partition("\n")[0]
+        raise UserError(
+            f"the configuration of the model '{config.model.name}' cannot be used ({reason}): set "
+            "model.name to a text model of the hub, or to a folder with its config.json"
+        ) from None
+
+
+def _clients(config: Config, strategy: Strategy, scaling: Scaling) -> list[Client]:
+    n, start = config.run.clients_per_round, Round(0, seed=config.run.seed)
+    count = n if isinstance(n, int) else max(1, round(n * config.data.clients))
+    ids = [f"client-{i:02d}" for i in range(count)]
+    ranks = [strategy.rank(scaling.rank, i, id, start) for i, id in enumerate(ids)]
+    return [Client(id, k, strategy.scale(scaling, k)) for id, k in zip(ids, ranks, strict=True)]
+
+
+def _lacking(view: Tensors, held: Tensors, private: set[str]) -> Tensors:
+    """What of a view has to be sent: tensors that are new since, but those that stay with clients.
+    Without values a tensor is the same where it is the same object."""
+    return {k: t for k, t in view.items() if part_of(k) not in private and t is not held.get(k)}
+
+
+def _bytes(tensors: Tensors, wire: torch.dtype, trained: set[str]) -> int:
+    """Trained parts cross in the wire's format, all others in fp32."""
+    return sum(
+        t.numel() * (wire if part_of(k) in trained else torch.float32).itemsize
+        for k, t in tensors.items()
+    )
+
+
+def _by_part(tensors: Tensors) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + tensor.numel()
+    return counts
+
+
+def _mean(counts: list[int]) -> int:
+    return round(sum(counts) / len(counts))
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(*shape, device="meta")

@@ -1,0 +1,134 @@
+"""Communication, counted from configurations alone, against published figures and closed forms."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import strategies
+from fedlora import settings
+from fedlora.cost import Cost, cost
+from fedlora.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QV, ALL = ["query", "value"], "all-linear"
+
+
+def count(method: str, model: str, rank: int, modules: Any, **tables: Any) -> Cost:
+    """The cost of a method with its settings and the defaults beside them."""
+    given = {
+        "model": {"name": str(CONFIGS / model)},
+        "adapter": {"rank": rank, "target_modules": modules, **tables.pop("adapter", {})},
+        "strategy": {"name": method, **tables.pop("strategy", {})},
+        **tables,
+    }
+    return cost(*settings.resolve(given, strategies.load))
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "rank", "A", "B"),
+    [
+        ("roberta-base", QV, 4, 73_728, 73_728),
+        ("roberta-large", QV, 8, 393_216, 393_216),
+        ("bert-base", QV, 32, 589_824, 589_824),
+        ("llama-3.2-3b", ALL, 32, 23_855_104, 24_772_608),
+        ("llama-3-8b", ["q_proj", "v_proj"], 8, 2_097_152, 1_310_720),
+        ("mistral-7b", ALL, 32, 39_845_888, 44_040_192),
+        ("gemma-2-9b", ALL, 32, 48_857_088, 59_179_008),
+    ],
+)
+def test_parameters_of_lora(model: str, modules: Any, rank: int, A: int, B: int) -> None:
+    """A and B as published; FedIT sends both up and down, in four bytes each."""
+    counted = count("fedit", model, rank, modules, adapter={"head": "frozen"})
+    assert (counted.parameters["A"], counted.parameters["B"]) == (A, B)
+    assert counted.trained_parameters == A + B
+    assert counted.bytes_up == counted.bytes_down == 4 * (A + B)
+
+
+@pytest.mark.parametrize(
+    ("model", "R", "factors"),
+    [
+        ("llama-3.2-3b", (2_822_400, 5_017_600, 7_840_000), 303.9e6),
+        ("mistral-7b", (3_225_600, 5_734_400, 8_960_000), 524.3e6),
+        ("gemma-2-9b", (4_233_600, 7_526_400, 11_760_000), 675.2e6),
+    ],
+)
+def test_parameters_of_fedsb(model: str, R: tuple[int, ...], factors: float) -> None:
+    """R alone goes up and down each round; B and A travel once."""
+    for rank, size in zip((120, 160, 200), R, strict=True):
+        counted = count("fedsb", model, rank, ALL, adapter={"head": "frozen"})
+        once = counted.parameters["A"] + counted.parameters["B"]
+        assert counted.trained_parameters == counted.parameters["R"] == size
+        assert counted.bytes_up == counted.bytes_down == 4 * size
+        assert counted.bytes_down_first == 4 * (once + size + counted.parameters["head"])
+    assert once == pytest.approx(factors, abs=0.05e6)
+
+
+def test_the_published_ratio() -> None:
+    """Fed-SB's "230×": what 25 clients upload of rank-32 LoRA against its own R at 200."""
+    lora = count("fedit", "mistral-7b", 32, ALL, adapter={"head": "frozen"})
+    ours = count("fedsb", "mistral-7b", 200, ALL, adapter={"head": "frozen"})
+    assert 25 * lora.bytes_up / ours.bytes_up == pytest.approx(230, rel=0.02)
+
+
+# RoBERTa-base, query and value at r = 8: 24 layers of 768 × 768, and its classification head.
+SIDE, LAYERS, RANK = 768, 24, 8
+A = B = LAYERS * RANK * SIDE
+HEAD = SIDE * SIDE + SIDE + 2 * SIDE + 2
+
+
+AB, ALL_OF_IT = A + B, A + B + HEAD
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "trained", "up", "later"),
+    [
+        ("fedit", {}, ALL_OF_IT, ALL_OF_IT, ALL_OF_IT),
+        ("ffa", {}, B + HEAD, B + HEAD, B + HEAD),
+        ("fedsa", {}, ALL_OF_IT, A, A),
+        ("local", {}, ALL_OF_IT, 0, 0),
+        ("fslora", {"ranks": [2]}, *[AB // 4 + HEAD] * 3),
+        ("fslora", {"ranks": [2, 4]}, *[AB * 3 // 8 + HEAD] * 3),
+        ("fedex", {}, ALL_OF_IT, ALL_OF_IT, ALL_OF_IT + 3 * AB),
+        ("fedex", {"truncate": 5}, ALL_OF_IT, ALL_OF_IT, ALL_OF_IT + AB * 5 // 8),
+        ("fedex", {"assignment": "reinit"}, ALL_OF_IT, ALL_OF_IT, ALL_OF_IT + 4 * AB),
+        ("fedex", {"assignment": "local"}, ALL_OF_IT, ALL_OF_IT, ALL_OF_IT + 5 * AB),
+    ],
+)
+def test_bytes_of_every_method(
+    method: str, own: dict[str, Any], trained: int, up: int, later: int
+) -> None:
+    """Per client and round with K = 4: what stays does not travel again, what is frozen travels
+    once, and FedEx's residual brings (K−1)·r columns (r' truncated, K·r with the whole mean, and
+    the client's own r beside it under `local`)."""
+    counted = count(method, "roberta-base", RANK, QV, strategy=own)
+    assert counted.trained_parameters == trained
+    assert counted.bytes_up == 4 * up
+    assert counted.bytes_down == 4 * later
+    whole = trained if method == "fslora" else ALL_OF_IT
+    assert counted.bytes_down_first == 4 * whole
+
+
+def test_formats_on_the_wire() -> None:
+    """bf16 halves trained parts; the residual and what is frozen stay in fp32. What bf16 loses of
+    the means is 2·r columns more in FedEx's residual."""
+    run = {"wire": "bf16", "clients_per_round": 3}
+    ffa = count("ffa", "roberta-base", RANK, QV, run=run)
+    assert (ffa.bytes_up, ffa.bytes_down_first) == (2 * (B + HEAD), 4 * A + 2 * (B + HEAD))
+    fedex = count("fedex", "roberta-base", RANK, QV, run=run)
+    assert fedex.bytes_down == 2 * (A + B + HEAD) + 4 * (2 + 2) * (A + B)
+
+
+def test_vera() -> None:
+    """Vectors b and d for each layer, one pair of projections for all of them, sent once."""
+    counted = count("fedsa", "bert-base", 256, QV, adapter={"kind": "vera", "head": "frozen"})
+    assert counted.parameters["d"] == LAYERS * 256 and counted.parameters["b"] == LAYERS * SIDE
+    assert counted.parameters["U"] == counted.parameters["V"] == 256 * SIDE
+    assert counted.bytes_up == counted.bytes_down == 4 * LAYERS * 256
+    assert counted.bytes_down_first == 4 * sum(counted.parameters.values())
+
+
+def test_a_model_without_configuration_is_named(tmp_path: Path) -> None:
+    """A folder that holds no model: which one, and the mend."""
+    with pytest.raises(UserError, match=r"config\.json"):
+        count("fedit", str(tmp_path), 8, QV)

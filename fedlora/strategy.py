@@ -135,7 +135,8 @@ class Strategy(BaseModel):
         return {k: t for k, t in state.items() if not is_memory(k)}
 
     def place(self, update: Update, state: Tensors, round: Round) -> Tensors:
-        """An update in the shapes of the state."""
+        """An update in the shapes of the state. It may not depend on the weight, which is known
+        only when the round's last update has come."""
         return update.tensors
 
     def aggregate(self, state: Tensors, updates: Sequence[Update], round: Round) -> Tensors:

@@ -46,6 +46,11 @@ def load(name: str) -> type[Strategy]:
     return found
 
 
+def settings() -> set[str]:
+    """The settings of all built-in methods: what one configuration for many methods may hold."""
+    return {field for name in BUILTIN for field in load(name).model_fields}
+
+
 def _targets() -> dict[str, str]:
     return {e.name: e.value for e in entry_points(group=GROUP)} | BUILTIN
 

@@ -1,0 +1,94 @@
+"""What a client does with an order: put together its adapter, train or evaluate, keep what stays."""
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+
+from fedlora.resident import Resident
+from clients.store import Missing, Store
+from fedlora import views
+from fedlora.guard import called
+from fedlora.orders import Order, answer
+from fedlora.strategy import Round, stays
+from fedlora.tensors import Tensors, select
+from fedlora.training import train as fit
+from fedlora.wire import Parcel, encode
+
+
+def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Parcel:
+    """One round of local training; the reply carries what the method uploads."""
+    started = time.monotonic()
+    adapter, strategy = resident.adapter, resident.strategy
+    try:
+        tensors = _assemble(resident, store, order, parcel)
+    except Missing as e:
+        return answer("stale", str(e), lost=e.what)
+    round, client = _round(resident, order), order.as_client()
+    trains = called(strategy, "trains", round) & adapter.parts
+
+    fitted = fit(
+        resident.task,
+        adapter.model,
+        adapter.trainable(trains),
+        resident.encoded(order.client, "train"),
+        resident.config.train,
+        (resident.config.run.seed, "train", order.client, order.round),
+    )
+    trained = {**tensors, **adapter.read(trains)}
+    if fitted.steps and math.isfinite(fitted.loss) and _unmoved(tensors, trained, trains):
+        return answer("error", "training moved no weight")
+    if kept := select(trained, stays(strategy) & adapter.parts):
+        store.keep_own(kept, order.round, order.own)
+
+    upload = called(strategy, "upload", trained, client, round)
+    reply = answer("ok", round=order.round, experiment=order.experiment)
+    reply.tensors = encode(upload, resident.config.run.wire_dtype, strategy.trained)
+    reply.metrics = {"loss": fitted.loss, "seconds": time.monotonic() - started}
+    return reply
+
+
+def evaluate(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Parcel:
+    """The client's own model on its held-out rows, and on the server's where that is asked."""
+    started = time.monotonic()
+    try:
+        _assemble(resident, store, order, parcel)
+    except Missing as e:
+        return answer("stale", str(e), lost=e.what)
+    model, task = resident.adapter.model, resident.task
+    reply = answer("ok", round=order.round, experiment=order.experiment)
+    if len(rows := resident.encoded(order.client, "heldout")):
+        own = task.evaluate(model, rows)
+        reply.metrics = {"score": own.score, "rows": float(own.rows)}
+    if order.server_rows and len(rows := resident.encoded("", "test")):
+        reply.metrics["global"] = task.evaluate(model, rows).score
+    reply.metrics["seconds"] = time.monotonic() - started
+    return reply
+
+
+def _assemble(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Tensors:
+    """Load the client's whole adapter: the view it is to hold, then the parts that are its own.
+
+    Raises Missing where its disk lacks what the server builds on."""
+    held = store.view(order.basis) if order.basis else {}
+    try:
+        view = views.patched(held, views.Patch(parcel.tensors, order.keep, order.tails))
+    except KeyError as e:
+        raise Missing("view", f"the view {order.basis} lacks {e}") from None
+    if views.fingerprint(views.manifest(view)) != order.fingerprint:
+        raise Missing("view", f"the view built on {order.basis or 'nothing'} is not the server's")
+    own = store.own(order.own) if order.own else {}
+    store.keep_view(view, order.tag, order.basis)
+    tensors = {**view, **own}
+    resident.adapter.load(tensors, order.scale)
+    return tensors
+
+
+def _round(resident: Resident, order: Order) -> Round:
+    run = resident.config.run
+    return Round(order.round, order.purpose, run.seed, run.wire_dtype)
+
+
+def _unmoved(before: Mapping[str, torch.Tensor], after: Tensors, parts: set[str]) -> bool:
+    return all(torch.equal(before[k], t) for k, t in select(after, parts).items())

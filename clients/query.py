@@ -1,0 +1,45 @@
+"""What a client says before round 1: who it is, and, if a user opted in, its gradients."""
+
+from flwr.app import Context
+
+import fedlora
+from fedlora import estimate
+from fedlora.errors import UserError
+from fedlora.orders import answer
+from fedlora.resident import Resident
+from fedlora.wire import Parcel
+
+
+def hello(resident: Resident, client: str, context: Context) -> Parcel:
+    """Id, training rows, rank limit, and what everyone must agree on."""
+    return answer(
+        "ok",
+        client=client,
+        examples=len(resident.federation.train(client)),
+        rank=int(context.node_config.get("rank", 0)),
+        version=fedlora.__version__,
+        **resident.identity,
+    )
+
+
+def gradients(resident: Resident, client: str, parcel: Parcel) -> Parcel:
+    """The gradients of a group of layers summed over some of the client's rows, or their sketch.
+
+    Facts in: `modules`, `rows` (how many of its rows), `stage` ("sum", "range", "project"),
+    `size` (columns of the sketch). Shapes out, for G (m, n): "sum" G; "range" Y = G Omega (m, k),
+    with Omega (n, k) from the run's seed; "project" Q^T G (k, n), where Q (m, k) was sent.
+    """
+    facts = parcel.facts
+    if resident.strategy.model_dump().get("init") not in ("clients", "sketch"):
+        raise UserError("this run's configuration does not allow gradients to leave a client")
+    modules, rows = list(facts["modules"]), int(facts["rows"])
+    grads = estimate.summed(resident, "train", client, modules, rows, parcel.tensors)
+    reply = answer("ok")
+    for module, g in grads.items():
+        if facts["stage"] == "range":
+            seed, size = resident.config.run.seed, int(facts["size"])
+            g = g @ estimate.test_matrix(seed, module, g.shape[1], size)
+        elif facts["stage"] == "project":
+            g = parcel.tensors[f"{module}.range"].mT @ g
+        reply.tensors[module] = g
+    return reply

@@ -1,0 +1,58 @@
+"""What stays on a client, on its disk: the view it was sent last, and the parts that are its own.
+
+    <root>/<experiment>/<client>/view-0003-1.safetensors   a view as it was to be held
+                                 own-0003.safetensors      its own parts after training in round 3
+
+The server names what it builds on, so a round that is repeated starts from before it. Besides that
+only the newest older one is kept, in case the server has to fall back a round.
+"""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fedlora.runs import save
+from fedlora.tensors import Tensors
+
+
+class Missing(Exception):
+    """The disk does not hold what the server builds on: the 'view', or the client's 'own' parts."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(why)
+        self.what = what
+
+
+class Store:
+    """One client's files for one experiment."""
+
+    def __init__(self, root: Path, experiment: str, client: str) -> None:
+        self.path = root / quote(experiment, safe="") / f"client-{quote(client, safe='')}"
+
+    def view(self, tag: str) -> Tensors:
+        return self._load(f"view-{tag}")
+
+    def own(self, round: int) -> Tensors:
+        return self._load(f"own-{round:04d}")
+
+    def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
+        self._keep("view-", view, tag, basis)
+
+    def keep_own(self, own: Tensors, round: int, basis: int) -> None:
+        self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
+
+    def _load(self, name: str) -> Tensors:
+        try:
+            return load_file(self.path / f"{name}.safetensors")
+        except (OSError, SafetensorError) as e:
+            raise Missing(name.partition("-")[0], f"{name}: {e}") from None
+
+    def _keep(self, kind: str, tensors: Tensors, tag: str, basis: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        save(tensors, self.path / f"{kind}{tag}.safetensors")
+        names = sorted(p.name for p in self.path.glob(f"{kind}*.safetensors"))
+        older = [n for n in names if n < f"{kind}{basis or tag}.safetensors"]
+        for name in older[:-1]:
+            (self.path / name).unlink()

@@ -1,0 +1,210 @@
+"""The command line. It alone of the library looks up, at the simulation and the methods."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.errors import UserError
+
+app = typer.Typer(
+    help="Federated LoRA fine-tuning of language models, on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.toml] [section.key=value …]", show_default=False),
+]
+
+
+def main() -> None:
+    """Entry point: a person's mistake is one message and exit code 2."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        app()
+    except UserError as e:
+        Console(stderr=True).print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; fedlora run --resume NAME goes on from the last round", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    arguments: Settings = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Continue this run from its last round.")
+    ] = None,
+) -> None:
+    """Federate a model over data on this machine. Without a configuration: MiniLM on the bundled
+    sentiment data, one client a domain, FedEx-LoRA."""
+    from fedlora import settings
+    from fedlora.runs import RunDir
+    from simulations.run import pool, simulate
+    from strategies import load
+
+    tree = _tree(arguments)
+    previous = None
+    if resume is not None:
+        if set(tree) - {"run"} or set(tree.get("run", {})) - {"rounds", "dir"}:
+            raise UserError("a resumed run keeps its configuration; only run.rounds may be given")
+        previous = RunDir.open(resume, tree.get("run", {}).get("dir", "runs"))
+        saved = settings.read(previous.path / "config.toml", [])
+        rounds = {"run": {"rounds": tree["run"]["rounds"]}} if "rounds" in tree.get("run", {}) else {}
+        tree = settings.merged(saved, rounds)
+    config, strategy = settings.resolve(tree, load)
+    with pool(config) as workers:
+        done = simulate(config, strategy, workers, _watch(config.run.rounds), previous)
+    _close(done)
+
+
+@app.command()
+def compare(
+    arguments: Settings = None,
+    strategies: Annotated[
+        str, typer.Option(help="The methods, with commas between.")
+    ] = "fedit,ffa,fedex,fedsa,fedsb,fslora",
+) -> None:
+    """Run several methods from the same seed, data and rows, beside two baselines. A setting for
+    one method alone has its name in front: fedsb.adapter.rank=32."""
+    from fedlora import data, report, settings
+    from fedlora.runs import comparison_dir
+    from fedlora.resident import Resident
+    from simulations import compare as comparing
+    from simulations.run import pool, simulate
+
+    methods = (*dict.fromkeys(m.strip() for m in strategies.split(",") if m.strip()),)
+    methods = (*methods, *(b for b in comparing.BASELINES if b not in methods))
+    path, overrides = _split(arguments)
+    trees = comparing.split(settings.read(path, []), settings.parse(overrides), methods)
+    first, _ = comparing.resolved(methods[0], trees[methods[0]], "", 1)
+    clients = len(data.load(first.data, first.run.seed).clients)
+    folder = comparison_dir(first)
+    contenders = {
+        m: comparing.resolved(m, trees[m], str(folder), clients) for m in methods
+    }  # every mistake is found before anything trains
+    folder.mkdir(parents=True)
+
+    results, curves = [], {}
+    console = Console()
+    with pool(first) as workers:
+        for method, (config, strategy) in contenders.items():
+            console.print(f"{method}: {config.run.rounds} rounds", markup=False)
+            done = simulate(config, strategy, workers, _watch(config.run.rounds))
+            results.append(comparing.result(method, done, Resident(config, strategy)))
+            curves[method] = report.load(done.metrics)
+            report.comparison_csv(results, folder / "comparison.csv")
+            report.comparison_picture(curves, folder / "comparison.png")
+    console.print(report.comparison_table(results))
+    console.print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """The methods: what each trains, shares and keeps, and its paper."""
+    from fedlora.strategy import stays
+    from strategies import load, names
+
+    table = Table("method", "adapter", "trains", "sends", "keeps local", "paper")
+    for name in names():
+        cls = load(name)
+        parts = [", ".join(sorted(p)) or "–" for p in (cls.trained, cls.shared, stays(cls))]
+        table.add_row(name, cls.adapter, *parts, cls.paper)
+    Console().print(table)
+
+
+@app.command()
+def cost(
+    arguments: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Parameters and bytes per client and round, per method, from the model's config alone."""
+    from fedlora import settings
+    from fedlora.cost import cost as count
+    from strategies import BUILTIN, load, settings as known
+
+    tree = _tree(arguments)
+    names = [tree["strategy"]["name"]] if "name" in tree.get("strategy", {}) else list(BUILTIN)
+    counted = {}
+    for name in names:
+        given = {**tree, "strategy": tree.get("strategy", {}) | {"name": name}}
+        counted[name] = count(*settings.resolve(given, load, ignore=known()))
+    if as_json:
+        print(json.dumps({k: vars(v) for k, v in counted.items()}, indent=2))
+        return
+    Console().print(_cost_table(counted))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's name or directory.")],
+    directory: Annotated[Path, typer.Argument(help="Where to write; must not exist.")],
+    merge: Annotated[bool, typer.Option("--merge", help="The whole model, folded.")] = False,
+    client: Annotated[
+        str | None, typer.Option(metavar="ID", help="This client's own, personalised model.")
+    ] = None,
+) -> None:
+    """Write a run's adapter as a plain LoRA checkpoint for PEFT, or the whole model."""
+    from fedlora import export as exporting
+    from fedlora.runs import RunDir
+    from simulations import results
+
+    opened = RunDir.open(run)
+    checkpoint = results.latest(opened)
+    resident = results.resident_of(opened)
+    if client is None:
+        results.load_global(resident, checkpoint.state)
+    else:
+        results.load_client(resident, opened, checkpoint, client)
+    task, name = resident.task, resident.config.model.name
+    if merge:
+        exporting.merge(resident.adapter, directory, task.tokenizer)
+    else:
+        exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer)
+    Console().print(f"{'model' if merge else 'adapter'}: {directory}", markup=False)
+
+
+def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The configuration file, if the first argument is one, and the settings."""
+    given = list(arguments or [])
+    path = Path(given.pop(0)) if given and "=" not in given[0] else None
+    return path, given
+
+
+def _tree(arguments: list[str] | None) -> dict[str, Any]:
+    from fedlora import settings
+
+    return settings.read(*_split(arguments))
+
+
+def _watch(rounds: int) -> Any:
+    from fedlora.progress import Progress
+
+    return lambda log: Progress(rounds, Console(), log)
+
+
+def _close(done: Any) -> None:
+    """The table by round, and where things are."""
+    from fedlora import report
+
+    console = Console()
+    console.print(report.rounds_table(report.load(done.metrics)))
+    console.print(
+        f"curves:  {done.path / 'curves.png'}\nadapter: {done.path / 'adapter'}\n"
+        f"metrics: {done.metrics}",
+        markup=False,
+        highlight=False,
+    )

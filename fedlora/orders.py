@@ -1,0 +1,52 @@
+"""What the server asks of a client, and what a client answers, as facts beside the tensors."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from fedlora.strategy import Client
+from fedlora.wire import Facts, Parcel, WireError
+
+Status = Literal["ok", "stale", "error", "wrong"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One client's work in one phase of a round.
+
+    `basis` names the view that the parcel's tensors build on ("" for none), `tag` the new view,
+    `fingerprint` its digest. `own` is the round whose kept tensors the client is to use (0: none).
+    """
+
+    experiment: str
+    round: int
+    purpose: Literal["train", "evaluate"]
+    client: str
+    rank: int
+    scale: float
+    examples: int
+    tag: str
+    basis: str
+    fingerprint: str
+    own: int
+    keep: list[str]
+    tails: list[str]
+    server_rows: bool = False  # evaluate on the server's rows too, where the client has them
+
+    def facts(self) -> Facts:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, facts: Facts) -> "Order":
+        try:
+            return cls(**{f.name: facts[f.name] for f in fields(cls)})
+        except KeyError as e:
+            raise WireError(f"the order lacks {e}") from None
+
+    def as_client(self) -> Client:
+        return Client(self.client, self.rank, self.scale, self.examples)
+
+
+def answer(status: Status, reason: str = "", **facts: object) -> Parcel:
+    """A reply without tensors: `stale` asks for the whole view, `error` is this client's failure,
+    `wrong` a mistake in the configuration or the method, which ends the run."""
+    return Parcel({"status": status, "reason": reason, **facts})

@@ -1,0 +1,57 @@
+"""The base model, its tokenizer and the rows, loaded once and kept for the life of the process."""
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+from fedlora import data, tasks
+from fedlora.adapters import Adapter
+from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.models import digest, tokenizer_digest
+from fedlora.strategy import Strategy
+
+
+class Resident:
+    """One configuration's model and data; every client of this process is served from it."""
+
+    def __init__(self, config: Config, strategy: Strategy) -> None:
+        self.config = config
+        self.strategy = strategy
+        self.encoded = lru_cache(maxsize=512)(self._encoded)
+
+    @cached_property
+    def federation(self) -> data.Federation:
+        federation = data.load(self.config.data, self.config.run.seed)
+        return data.pool(federation) if self.config.data.pooled else federation
+
+    @cached_property
+    def task(self) -> tasks.Task:
+        make = tasks.load(self.config.model.task)
+        return make(self.config.model.name, self.federation.labels, self.config.data.max_length)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        seed = self.config.run.seed
+        adapter = Adapter(self.task.model(seed), self.config.adapter, seed)
+        if not self.strategy.trained & (adapter.parts - {"head"}):
+            raise UserError(
+                f"{type(self.strategy).__name__} trains {sorted(self.strategy.trained)}, of which "
+                f"an adapter of kind {self.config.adapter.kind} has none: choose another adapter.kind"
+            )
+        return adapter
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every node must agree on: labels, the base's weights, the tokenizer."""
+        head = [k.removeprefix("head.") for k in self.adapter.initial() if k.startswith("head.")]
+        return {
+            "labels": list(self.federation.labels),
+            "base": digest(self.task.model(self.config.run.seed), skip=head),
+            "tokenizer": tokenizer_digest(self.task.tokenizer),
+        }
+
+    def _encoded(self, client: str, split: str) -> Any:
+        """Tokenised rows: a client's 'train' or 'heldout', the server's 'test' or 'public'."""
+        if split in ("test", "public"):
+            return self.task.encode(getattr(self.federation, split))
+        return self.task.encode(getattr(self.federation, split)(client))

@@ -1,0 +1,191 @@
+"""The run directory: the resolved configuration, metrics, a checkpoint each round.
+
+    config.toml            the resolved configuration, runnable again
+    run.json               the experiment's id and the version that wrote it
+    metrics.jsonl          one object a round and one a client and round
+    round-0003/            the server after round 3: state.safetensors, checkpoint.json
+    clients/               what stays on simulated clients
+    adapter/, curves.png   the result
+
+A round is written aside and renamed, so a directory that is there is whole; its checkpoint holds
+the state's digest, so that damage shows and the round before is used.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedlora import settings
+from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.tensors import Tensors
+
+Row = dict[str, Any]
+STAMP = "%Y%m%d-%H%M%S"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The server after a round: the state's tensors, what it knows of clients, that round's metrics."""
+
+    round: int
+    state: Tensors
+    memory: dict[str, Any]
+    rows: list[Row]
+
+
+class RunDir:
+    """One run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.experiment = str(json.loads((path / "run.json").read_text("utf-8"))["experiment"])
+
+    @classmethod
+    def create(cls, config: Config) -> "RunDir":
+        """A new directory for this configuration. Raises UserError where it exists."""
+        name = config.run.name or f"{config.method.split(':')[-1]}-{time.strftime(STAMP)}"
+        path = Path(config.run.dir) / name
+        if path.exists():
+            raise UserError(
+                f"the run directory {path} exists: choose another run.name, "
+                f"continue it with --resume {name}, or remove it"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{name}.{os.getpid()}")
+        aside.mkdir()
+        settings.write(config, aside / "config.toml")
+        from fedlora import __version__
+
+        facts = {"experiment": uuid.uuid4().hex, "version": __version__}
+        (aside / "run.json").write_text(json.dumps(facts), "utf-8")
+        (aside / "metrics.jsonl").touch()
+        aside.rename(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, name: str, folder: str = "runs") -> "RunDir":
+        """An existing run, by path or by name inside `folder`."""
+        for path in (Path(name), Path(folder) / name):
+            if (path / "run.json").is_file():
+                return cls(path)
+        known = sorted(p.parent.name for p in Path(folder).glob("*/run.json"))
+        there = f"; there are {', '.join(known)}" if known else ""
+        raise UserError(f"there is no run '{name}' in {folder}/{there}")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def round(self, number: int) -> Path:
+        return self.path / f"round-{number:04d}"
+
+    def rounds(self) -> list[int]:
+        """The rounds that have a checkpoint, oldest first."""
+        found = (re.fullmatch(r"round-(\d{4,})", p.name) for p in self.path.iterdir())
+        return sorted(int(m[1]) for m in found if m)
+
+    def aside(self, number: int) -> Path:
+        """An empty directory in which a round is prepared."""
+        path = self.path / f".round-{number:04d}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def commit(self, checkpoint: Checkpoint, aside: Path, keep: str) -> None:
+        """Make a round permanent: all of it or nothing of it."""
+        save(checkpoint.state, aside / "state.safetensors")
+        facts = {
+            "round": checkpoint.round,
+            "state": _sha256(aside / "state.safetensors"),
+            "memory": checkpoint.memory,
+            "metrics": checkpoint.rows,
+        }
+        _write(aside / "checkpoint.json", json.dumps(facts))
+        final = self.round(checkpoint.round)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that is being done again
+        aside.rename(final)
+        _sync(self.path)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in checkpoint.rows)
+        if keep == "latest":
+            for number in self.rounds()[:-2]:
+                shutil.rmtree(self.round(number))
+
+    def resume(self) -> tuple[Checkpoint | None, list[str]]:
+        """The last whole checkpoint, metrics rewound to it, and what was wrong with later ones."""
+        wrong: list[str] = []
+        for number in reversed(self.rounds()):
+            try:
+                checkpoint = self.load(number)
+            except (OSError, ValueError, KeyError, SafetensorError) as e:
+                wrong.append(f"the checkpoint of round {number} is damaged ({e}): it is not used")
+                continue
+            self._rewind(checkpoint)
+            return checkpoint, wrong
+        self._rewind(None)
+        return None, wrong
+
+    def load(self, number: int) -> Checkpoint:
+        """One round's checkpoint. Raises ValueError and the like where it is damaged."""
+        path = self.round(number)
+        facts = json.loads((path / "checkpoint.json").read_text("utf-8"))
+        if _sha256(path / "state.safetensors") != facts["state"]:
+            raise ValueError("the state's digest differs")
+        state = load_file(path / "state.safetensors")
+        return Checkpoint(facts["round"], state, facts["memory"], facts["metrics"])
+
+    def _rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Metrics up to this round, whose own rows come from the checkpoint itself."""
+        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else []
+        number = checkpoint.round if checkpoint else 0
+        kept = [x for x in lines if x.endswith("}") and json.loads(x)["round"] < number]
+        own = [json.dumps(row) for row in checkpoint.rows] if checkpoint else []
+        _write(self.metrics, "".join(f"{x}\n" for x in kept + own))
+
+
+def comparison_dir(config: Config) -> Path:
+    """Where a comparison's runs go: `run.name`, or the time. Raises UserError where it exists."""
+    path = Path(config.run.dir or "runs") / (config.run.name or f"compare-{time.strftime(STAMP)}")
+    if path.exists():
+        raise UserError(f"the directory {path} exists: choose another run.name, or remove it")
+    return path
+
+
+def save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Tensors as a safetensors file, written aside and renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: t.detach().contiguous().clone() for k, t in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

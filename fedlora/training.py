@@ -1,0 +1,76 @@
+"""Local training: a plain loop over one client's rows."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedlora import config
+from fedlora.streams import forked, stream
+from fedlora.tasks import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The mean loss over the steps (before each), their number, and the rows seen."""
+
+    loss: float
+    steps: int
+    rows: int
+
+
+def train(
+    task: Task,
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    encoded: Any,
+    settings: config.Train,
+    seed: tuple[object, ...],
+) -> Trained:
+    """Train `parameters` in place on a client's rows, with a fresh optimizer.
+
+    Args:
+        seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
+    """
+    optimizer = _optimizer(parameters, settings)
+    total, rows = torch.zeros(()), 0
+    steps = 0
+    model.train()
+    with forked(*_path(seed, "dropout")):
+        for indices in batches(len(encoded), settings, stream(*_path(seed, "rows"))):
+            loss = task.losses(model, task.batch(encoded, indices)).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            total += loss.detach()
+            steps += 1
+            rows += len(indices)
+    model.eval()
+    return Trained(float(total) / steps if steps else math.nan, steps, rows)
+
+
+def batches(
+    rows: int, settings: config.Train, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Row indices of each step: epochs shuffled one after another, the last short batch kept."""
+    per_epoch = math.ceil(rows / settings.batch_size)
+    left = settings.steps or settings.epochs * per_epoch
+    while left > 0:
+        order: Tensor = torch.randperm(rows, generator=generator)
+        for indices in order.split(settings.batch_size)[:left]:
+            yield indices.tolist()
+        left -= per_epoch
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
+    cls = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
+    return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[no-any-return, operator]
+
+
+def _path(seed: tuple[object, ...], name: str) -> tuple[Any, ...]:
+    return (*seed, name)

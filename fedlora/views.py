@@ -1,0 +1,81 @@
+"""A view is what a client's adapter is to be; only what the client lacks of it is sent.
+
+Server and client both remember the view that crossed last: the server its manifest (digests and
+shapes), the client the tensors. Residual factors grow by appending, so of P (columns) and Q (rows)
+only the tail is sent where the beginning is known.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedlora.tensors import Tensors, part_of
+
+GROWS_ALONG = {"P": 1, "Q": 0}
+
+Manifest = dict[str, tuple[str, list[int]]]  # name -> digest, shape
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The way from a held view to a new one: whole tensors, tails to append, names to keep."""
+
+    tensors: Tensors
+    keep: list[str] = field(default_factory=list)
+    tails: list[str] = field(default_factory=list)
+
+
+def digest(tensor: Tensor) -> str:
+    """16 bytes of BLAKE2b over the values, in hexadecimal."""
+    data = tensor.detach().contiguous().cpu().view(torch.uint8).numpy()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def manifest(view: Tensors) -> Manifest:
+    return {name: (digest(t), list(t.shape)) for name, t in view.items()}
+
+
+def difference(view: Tensors, target: Manifest, held: Manifest) -> Patch:
+    """What to send so that a client with `held` has `view`, whose manifest is `target`."""
+    tensors: Tensors = {}
+    keep: list[str] = []
+    tails: list[str] = []
+    for name, tensor in view.items():
+        axis = GROWS_ALONG.get(part_of(name))
+        if name not in held:
+            tensors[name] = tensor
+        elif held[name] == target[name]:
+            keep.append(name)
+        elif axis is not None and _begins_with(tensor, held[name], axis):
+            had = held[name][1][axis]
+            tensors[name] = tensor.narrow(axis, had, tensor.shape[axis] - had)
+            tails.append(name)
+        else:
+            tensors[name] = tensor
+    return Patch(tensors, keep, tails)
+
+
+def patched(held: Tensors, patch: Patch) -> Tensors:
+    """The new view. Raises KeyError where something to keep is not held."""
+    view = {name: held[name] for name in patch.keep}
+    for name, tensor in patch.tensors.items():
+        if name in patch.tails:
+            tensor = torch.cat([held[name], tensor], GROWS_ALONG[part_of(name)])
+        view[name] = tensor
+    return view
+
+
+def fingerprint(entries: Manifest) -> str:
+    """One digest for a whole view, by which client and server agree that it arrived."""
+    text = "\n".join(f"{name} {entries[name]}" for name in sorted(entries))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _begins_with(tensor: Tensor, held: tuple[str, list[int]], axis: int) -> bool:
+    known, shape = held
+    if len(shape) != tensor.dim() or shape[axis] >= tensor.shape[axis]:
+        return False
+    head = tensor.narrow(axis, 0, shape[axis])
+    return list(head.shape) == shape and digest(head) == known

@@ -1,0 +1,101 @@
+"""Flower's records to and from tensors: the only file of the library that imports Flower.
+
+A tensor crosses as its raw little-endian bytes with its dtype and shape beside them, since numpy's
+format knows no bfloat16 and costs 128 bytes a tensor. Nothing is unpickled; what arrives is checked
+against its own header before a byte is read.
+"""
+
+import math
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedlora.tensors import Tensors, part_of
+
+RAW = "fedlora.raw"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+assert sys.byteorder == "little", "tensors cross the wire as little-endian bytes"
+
+Facts = dict[str, Any]  # int, float, str, bool, bytes or a list of one of them
+
+
+class WireError(Exception):
+    """A record that is not what it says it is."""
+
+
+@dataclass
+class Parcel:
+    """What crosses in one message: tensors, facts (names, numbers, lists of them), metrics."""
+
+    facts: Facts = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    received: int = 0  # bytes of the tensors as they came
+
+
+def encode(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> Tensors:
+    """The tensors in the formats they cross in: `dtype` for the named parts, fp32 for the rest."""
+    return {k: t.to(dtype if part_of(k) in parts else torch.float32) for k, t in tensors.items()}
+
+
+def pack(parcel: Parcel) -> RecordDict:
+    """A parcel as Flower's records. Raises KeyError on a dtype that does not travel."""
+    arrays = {
+        name: Array(
+            dtype=NAMES[t.dtype],
+            shape=tuple(t.shape),
+            stype=RAW,
+            data=t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+        )
+        for name, t in parcel.tensors.items()
+    }
+    return RecordDict(
+        {
+            "tensors": ArrayRecord(arrays),
+            "facts": ConfigRecord(parcel.facts),
+            "metrics": MetricRecord(dict(parcel.metrics)),
+        }
+    )
+
+
+def unpack(content: RecordDict) -> Parcel:
+    """Flower's records as a parcel. Raises WireError naming the tensor that is malformed."""
+    try:
+        arrays, facts, metrics = (content[key] for key in ("tensors", "facts", "metrics"))
+    except KeyError as e:
+        raise WireError(f"the message lacks its record {e}") from None
+    if not isinstance(arrays, ArrayRecord):
+        raise WireError("the message's tensors are no ArrayRecord")
+    return Parcel(
+        facts=dict(facts),
+        tensors={name: _tensor(name, array) for name, array in arrays.items()},
+        metrics={k: float(v) for k, v in _mapping(metrics).items()},
+        received=sum(len(array.data) for array in arrays.values()),
+    )
+
+
+def nbytes(parcel: Parcel) -> int:
+    """Bytes of the tensors as sent."""
+    return sum(t.numel() * t.element_size() for t in parcel.tensors.values())
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    dtype = DTYPES.get(array.dtype)
+    if array.stype != RAW or dtype is None:
+        raise WireError(f"{name} is {array.dtype} as {array.stype}, not one of {sorted(DTYPES)}")
+    count = math.prod(array.shape)
+    if min(array.shape, default=1) < 0 or len(array.data) != count * dtype.itemsize:
+        raise WireError(f"{name} has {len(array.data)} bytes, which is not {array.shape} {dtype}")
+    if count == 0:
+        return torch.zeros(array.shape)
+    return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape).float()
+
+
+def _mapping(record: Any) -> Mapping[str, Any]:
+    return record if isinstance(record, Mapping) else dict(record)

@@ -1,0 +1,103 @@
+"""The frozen model as a method's `begin` sees it, with gradients from the server or from clients."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from flwr.serverapp import Grid
+
+from fedlora import estimate
+from fedlora.errors import UserError
+from fedlora.resident import Resident
+from fedlora.streams import stream
+from fedlora.tensors import Tensors, select
+from fedlora.wire import Parcel, nbytes
+from server.exchange import Exchange, message
+from server.roster import Roster
+from server.rounds import Traffic
+
+ROWS = 128  # rows behind a gradient where the server holds none of its own
+
+
+class ServerBase:
+    """Implements `fedlora.strategy.Base`; counts the bytes that gradients from clients cost."""
+
+    def __init__(self, resident: Resident, grid: Grid, roster: Roster) -> None:
+        self._resident, self._grid, self._roster = resident, grid, roster
+        self._deadline = resident.config.run.deadline
+        self._known: Tensors = {}
+        self._initial = resident.adapter.initial()
+        self.rank = resident.adapter.scaling.rank
+        self.scale = resident.adapter.scaling.at(self.rank)
+        self.learning_rate = resident.config.train.lr
+        self.shapes: Mapping[str, tuple[int, int]] = resident.adapter.shapes
+        self.traffic = Traffic()
+
+    def initial(self) -> Tensors:
+        return {k: t.clone() for k, t in self._initial.items()}
+
+    def weight(self, module: str) -> torch.Tensor:
+        return self._resident.adapter.weight(module)
+
+    def generator(self, name: str) -> torch.Generator:
+        return stream(self._resident.config.run.seed, "begin", name)
+
+    def gradient(
+        self, module: str, over: Literal["server", "clients", "sketch"] = "server"
+    ) -> torch.Tensor:
+        """G (m, n) of one module. Modules are measured a group at a time, in order, and a
+        gradient is forgotten once it was asked for."""
+        if module not in self._known:
+            group = next(g for g in estimate.groups(dict(self.shapes)) if module in g)
+            self._known = getattr(self, f"_{over}")(group)
+        return self._known.pop(module)
+
+    def _server(self, group: list[str]) -> Tensors:
+        rows = len(self._resident.federation.public)
+        if rows == 0:
+            raise UserError(
+                "the server has no public rows to take gradients over: set data.public above 0, "
+                "or let clients give theirs with strategy.init=clients (or sketch), or use xs"
+            )
+        return estimate.summed(self._resident, "public", "", group, rows, self._head())
+
+    def _clients(self, group: list[str]) -> Tensors:
+        return self._gathered(group, {"stage": "sum"}, {})
+
+    def _sketch(self, group: list[str]) -> Tensors:
+        size = 2 * self.rank
+        ranges = self._gathered(group, {"stage": "range", "size": size}, {})
+        q = {m: torch.linalg.qr(y.double()).Q.float() for m, y in ranges.items()}
+        sent = {f"{m}.range": t for m, t in q.items()}
+        projected = self._gathered(group, {"stage": "project"}, sent)
+        return {m: q[m] @ c for m, c in projected.items()}
+
+    def _gathered(self, group: list[str], facts: dict[str, object], sent: Tensors) -> Tensors:
+        """The sum over all present clients, in their order."""
+        total = sum(self._roster.members[c].examples for c in self._roster.present())
+        replies: dict[str, Tensors] = {}
+        exchange = Exchange(self._grid, self._deadline)
+        names = {node: client for client, node in self._roster.nodes.items()}
+        for client in self._roster.present():
+            share = self._roster.members[client].examples / total
+            rows = max(1, round(share * (self._resident.config.data.public or ROWS)))
+            parcel = Parcel({**facts, "modules": group, "rows": rows}, {**self._head(), **sent})
+            self.traffic.sent(client, nbytes(parcel))
+            node = self._roster.nodes[client]
+            exchange.push([message(parcel, node, "query.gradients", "0", self._deadline)])
+        for answer in exchange.answers():
+            client = names[answer.node]
+            if answer.parcel is None or answer.parcel.facts.get("status") != "ok":
+                reason = answer.reason or str(answer.parcel and answer.parcel.facts["reason"])
+                raise UserError(f"client {client} gave no gradients for the first state: {reason}")
+            self.traffic.received(client, answer.parcel.received)
+            replies[client] = answer.parcel.tensors
+        summed: Tensors = {}
+        for client in sorted(replies):
+            for module in group:
+                g = replies[client][module]
+                summed[module] = summed[module] + g if module in summed else g
+        return summed
+
+    def _head(self) -> Tensors:
+        return select(self._initial, {"head"})

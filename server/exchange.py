@@ -1,0 +1,68 @@
+"""Messages out and replies in, each wait with a deadline."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedlora import wire
+from fedlora.wire import Parcel, WireError
+
+FASTEST, SLOWEST = 0.002, 1.0  # seconds between polls of the grid
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One node's reply: a parcel, or the reason why there is none."""
+
+    node: int
+    parcel: Parcel | None
+    reason: str = ""
+    malformed: bool = False
+
+
+def message(parcel: Parcel, node: int, kind: str, group: str, ttl: float) -> Message:
+    return Message(wire.pack(parcel), node, kind, group_id=group, ttl=ttl)
+
+
+class Exchange:
+    """Pushes messages and yields replies as they come; more may be pushed while it runs."""
+
+    def __init__(self, grid: Grid, deadline: float) -> None:
+        self.grid = grid
+        self.until = time.monotonic() + deadline
+        self._open: dict[str, int] = {}
+
+    def push(self, messages: Iterable[Message]) -> None:
+        batch = list(messages)
+        ids = list(self.grid.push_messages(batch))
+        for m, id in zip(batch, ids, strict=True):
+            self._open[id] = m.metadata.dst_node_id
+
+    def answers(self) -> Iterator[Answer]:
+        """Every node's answer once; those that are still missing at the deadline say so."""
+        pause = FASTEST
+        while self._open:
+            replies = list(self.grid.pull_messages(list(self._open)))
+            for reply in replies:
+                node = self._open.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield _answer(node, reply)
+            pause = FASTEST if replies else min(2 * pause, SLOWEST)
+            if time.monotonic() > self.until:
+                missing, self._open = self._open, {}
+                for node in missing.values():
+                    yield Answer(node, None, "no reply before the deadline")
+            elif not replies and self._open:
+                time.sleep(pause)
+
+
+def _answer(node: int, reply: Message) -> Answer:
+    if reply.has_error():
+        return Answer(node, None, reply.error.reason or f"error {reply.error.code}")
+    try:
+        return Answer(node, wire.unpack(reply.content))
+    except WireError as e:
+        return Answer(node, None, str(e), malformed=True)

@@ -1,0 +1,71 @@
+"""Nodes come and go: who is new says who it is, who is gone is not asked."""
+
+import time
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedlora.errors import UserError
+from fedlora.progress import Observer
+from fedlora.resident import Resident
+from fedlora.wire import Parcel
+from server import agreement
+from server.exchange import Exchange, message
+from server.roster import Roster
+
+PAUSE = 0.5  # seconds between looks at who is there
+
+
+class Greeter:
+    """Keeps a roster's nodes up to date with the grid's."""
+
+    def __init__(
+        self, grid: Grid, resident: Resident, roster: Roster, observer: Observer
+    ) -> None:
+        self.grid, self.resident, self.roster, self.observer = grid, resident, roster, observer
+        self._greeted: set[int] = set()
+
+    def greet(self) -> None:
+        """Wait until enough clients for a round are there. Raises UserError at the deadline, or at
+        once where the grid is closed (a simulation has all its nodes from the start)."""
+        run = self.resident.config.run
+        wanted = run.clients_per_round
+        need = wanted if isinstance(wanted, int) else run.min_replies
+        until = time.monotonic() + run.deadline
+        while True:
+            nodes = set(self.grid.get_node_ids())
+            self._hello(sorted(nodes - self._greeted))
+            self._greeted = nodes
+            for client in [c for c, n in self.roster.nodes.items() if n not in nodes]:
+                del self.roster.nodes[client]
+            there = len(self.roster.nodes)
+            if there >= need:
+                return
+            if getattr(self.grid, "closed", False) or time.monotonic() > until:
+                raise UserError(
+                    f"{need} clients are needed for a round, but {there} can take part: lower "
+                    "run.clients_per_round or run.min_replies, or bring in more clients"
+                )
+            time.sleep(PAUSE)
+
+    def _hello(self, nodes: list[int]) -> None:
+        """Ask nodes who they are; those that disagree are named and left out."""
+        deadline = self.resident.config.run.deadline
+        exchange = Exchange(self.grid, deadline)
+        exchange.push(message(Parcel(), node, "query", "0", deadline) for node in nodes)
+        facts: dict[int, dict[str, Any]] = {}
+        for answer in exchange.answers():
+            if answer.parcel is None:
+                self.observer.note(f"a node does not say who it is: {answer.reason}")
+            elif answer.parcel.facts["status"] == "wrong":
+                raise UserError(str(answer.parcel.facts["reason"]))
+            elif answer.parcel.facts["status"] != "ok":
+                self.observer.note(f"a node cannot take part: {answer.parcel.facts['reason']}")
+            else:
+                facts[answer.node] = answer.parcel.facts
+        ours = self.resident.identity if facts else {}
+        for node in sorted(facts, key=lambda n: str(facts[n]["client"])):
+            if wrong := agreement.differences(ours, facts[node]):
+                self.observer.note(f"client {facts[node]['client']} refused: {'; '.join(wrong)}")
+            else:
+                agreement.join(self.roster, node, facts[node], self.resident)

@@ -1,0 +1,203 @@
+"""The round loop: sample, send, screen, aggregate, evaluate, commit; and resume to the same bits."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from flwr.serverapp import Grid
+from safetensors.torch import load_file
+
+from fedlora.guard import called, checked
+from fedlora.progress import Observer
+from fedlora.resident import Resident
+from fedlora.runs import Checkpoint, Row, RunDir, save
+from fedlora.strategy import Client, Purpose, Round, merge, stays
+from fedlora.streams import stream
+from fedlora.tensors import Tensors, select
+from server.base import ServerBase
+from server.greeting import Greeter
+from server.inbox import Inbox
+from server.records import client_rows, mean, round_row
+from server.roster import Roster
+from server.rounds import Phase, Reply, Traffic
+from server.screening import fault
+
+
+@dataclass
+class Outcome:
+    """What a round's training left: the accepted updates, and who is missing and why."""
+
+    inbox: Inbox
+    failed: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+class Coordinator:
+    """One federation at the server: its state between rounds, and how a round goes."""
+
+    def __init__(self, grid: Grid, resident: Resident, run: RunDir, observer: Observer) -> None:
+        self.grid, self.resident, self.run, self.observer = grid, resident, run, observer
+        self.config, self.strategy = resident.config, resident.strategy
+        self.roster = Roster()
+        self.greeter = Greeter(grid, resident, self.roster, observer)
+        self.state: Tensors = {}
+        self.local = stays(self.strategy) & resident.adapter.parts
+
+    def serve(self) -> None:
+        """Run all rounds, from the last whole checkpoint where there is one."""
+        checkpoint, wrong = self.run.resume()
+        for line in wrong:
+            self.observer.note(line)
+        last = checkpoint.round if checkpoint else 0
+        self.observer.begin(self.config.run.rounds, last)
+        if checkpoint:
+            self.state = checkpoint.state
+            self.roster.load(checkpoint.memory["roster"])
+        else:
+            self._begin()
+        for number in range(last + 1, self.config.run.rounds + 1):
+            self._round(number)
+
+    def score(self, number: int) -> float | None:
+        """The global model on the server's rows; it is then in the resident adapter."""
+        scaling = self.resident.adapter.scaling
+        client = Client("server", scaling.rank, scaling.at(scaling.rank))
+        round = self._at(number, "evaluate")
+        view = called(self.strategy, "broadcast", self.state, client, round)
+        self.resident.adapter.load(view, client.scale)
+        rows = self.resident.encoded("", "test")
+        if self.local and number or not len(rows):
+            return None
+        return self.resident.task.evaluate(self.resident.adapter.model, rows).score
+
+    def _begin(self) -> None:
+        """Round 0: everyone who is there joins, the method makes the first state, it is scored."""
+        started = time.monotonic()
+        self.observer.phase(0, "start", 0)
+        self.greeter.greet()
+        base = ServerBase(self.resident, self.grid, self.roster)
+        first = called(self.strategy, "begin", base)
+        self.state = checked(self.strategy, "begin", first, base.initial())
+        score = self.score(0)
+        row = round_row(0, base.traffic, time.monotonic() - started, score=score)
+        self._commit(0, [row], self.run.aside(0))
+
+    def _round(self, number: int) -> None:
+        started = time.monotonic()
+        aside = self.run.aside(number)
+        self.greeter.greet()
+        clients = self._sample(number)
+        phase = Phase(self.grid, self.resident, self.roster, self.run.experiment, Traffic())
+        outcome = self._train(phase, clients, number, aside)
+        arrivals, weights = outcome.inbox.arrivals, outcome.inbox.weights()
+        if self.config.run.keep == "updates":
+            self._keep_updates(phase, outcome.inbox, aside)
+        self._aggregate(outcome.inbox, number)
+        outcome.inbox.clear()
+
+        scores = self._personal(phase, sorted(weights), number)
+        score = mean(scores, "global", dict.fromkeys(scores, 1.0)) if self.local else self.score(number)
+        trained = {c: a.metrics for c, a in arrivals.items()}
+        held = {c: m.get("rows", 0.0) for c, m in scores.items()}
+        row = round_row(
+            number,
+            phase.traffic,
+            time.monotonic() - started,
+            score=score,
+            personalised=mean(scores, "score", held),
+            loss=mean(trained, "loss", weights),
+            clients=len(weights),
+            failed=outcome.failed,
+            dropped=outcome.dropped,
+        )
+        examples = {c: self.roster.members[c].examples for c in clients}
+        rows = client_rows(number, examples, weights, trained, scores, phase.traffic)
+        self._commit(number, [row, *rows], aside)
+
+    def _sample(self, number: int) -> list[str]:
+        present = self.roster.present()
+        wanted = self.config.run.clients_per_round
+        count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(present)))
+        draw = stream(self.config.run.seed, "sample", number)
+        order = torch.randperm(len(present), generator=draw)
+        return sorted(present[i] for i in order[:count].tolist())
+
+    def _train(self, phase: Phase, clients: list[str], number: int, aside: Path) -> Outcome:
+        self.observer.phase(number, "train", len(clients))
+        round = self._at(number, "train")
+        outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside))
+        for reply in phase.run(clients, self.state, round):
+            reason = reply.reason or self._fault(phase, reply, round)
+            metrics = reply.parcel.metrics if reply.parcel else {}
+            loss = metrics.get("loss")
+            self.observer.client(number, "train", reply.client, loss, reason or None)
+            if reply.parcel and not reason:
+                member = self.roster.members[reply.client]
+                share = member.examples if self.config.run.weights == "examples" else 1
+                sent = phase.sent[reply.client].view
+                client = member.as_client(reply.client)
+                outcome.inbox.accept(client, reply.parcel.tensors, sent, share, metrics)
+                continue
+            silent = reply.parcel is None and not reply.malformed
+            (outcome.failed if silent else outcome.dropped)[reply.client] = reason
+            outcome.inbox.refuse(reply.client)
+        return outcome
+
+    def _fault(self, phase: Phase, reply: Reply, round: Round) -> str:
+        """Why an update is dropped, or ""."""
+        assert reply.parcel is not None
+        if not math.isfinite(reply.parcel.metrics.get("loss", math.nan)):
+            return "its training loss is not finite"
+        client = self.roster.members[reply.client].as_client(reply.client)
+        sent = {**select(self.state, self.local), **phase.sent[reply.client].view}
+        expected = called(self.strategy, "upload", sent, client, round)
+        return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
+
+    def _aggregate(self, inbox: Inbox, number: int) -> None:
+        usable, wanted = len(inbox.arrivals), self.config.run.min_replies
+        self.observer.phase(number, "aggregate", 0)
+        if usable < wanted:
+            self.observer.note(
+                f"round {number}: {usable} usable updates, fewer than run.min_replies = {wanted}: "
+                "the state stays as it was"
+            )
+            return
+        self.state = merge(self.state, inbox.changes())
+        for id in inbox.arrivals if self.local else ():
+            self.roster.members[id].own = number
+
+    def _personal(
+        self, phase: Phase, clients: list[str], number: int
+    ) -> dict[str, dict[str, float]]:
+        """Each client's own model on its own held-out rows; one that fails has no score."""
+        self.observer.phase(number, "evaluate", len(clients))
+        scores = {}
+        for reply in phase.run(clients, self.state, self._at(number, "evaluate"), bool(self.local)):
+            if reply.parcel:
+                scores[reply.client] = dict(reply.parcel.metrics)
+            self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
+        return {c: scores[c] for c in sorted(scores)}
+
+    def _keep_updates(self, phase: Phase, inbox: Inbox, aside: Path) -> None:
+        """Everything sent and received, to check the method by hand."""
+        weights = inbox.weights()
+        for id, sent in phase.sent.items():
+            save(sent.view, aside / f"sent-{quote(id, safe=' ')}.safetensors")
+        for id, arrival in inbox.arrivals.items():
+            client = arrival.client
+            facts = {"client": id, "weight": weights[id], "rank": client.rank, "scale": client.scale}
+            metadata = {k: str(v) for k, v in facts.items()}
+            path = aside / f"update-{quote(id, safe=' ')}.safetensors"
+            save(load_file(arrival.path), path, metadata)
+
+    def _commit(self, number: int, rows: list[Row], aside: Path) -> None:
+        memory = {"roster": self.roster.dump()}
+        checkpoint = Checkpoint(number, self.state, memory, rows)
+        self.run.commit(checkpoint, aside, self.config.run.keep)
+        self.observer.round(rows[0])
+
+    def _at(self, number: int, purpose: Purpose) -> Round:
+        return Round(number, purpose, self.config.run.seed, self.config.run.wire_dtype)

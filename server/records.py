@@ -1,0 +1,59 @@
+"""The rows of metrics.jsonl: one a round, one a client and round."""
+
+from collections.abc import Iterable, Mapping
+
+from fedlora.runs import Row
+from server.rounds import Traffic
+
+Metrics = Mapping[str, Mapping[str, float]]  # by client
+
+
+def round_row(number: int, traffic: Traffic, seconds: float, **found: object) -> Row:
+    """Scores are fractions, bytes those of the tensors as sent, by all clients together."""
+    return {
+        "kind": "round",
+        "round": number,
+        "score": None,
+        "personalised": None,
+        "loss": None,
+        "bytes_up": sum(traffic.up.values()),
+        "bytes_down": sum(traffic.down.values()),
+        "clients": 0,
+        "failed": {},
+        "dropped": {},
+        **found,
+        "seconds": round(seconds, 3),
+    }
+
+
+def client_rows(
+    number: int,
+    examples: Mapping[str, int],
+    weights: Mapping[str, float],
+    trained: Metrics,
+    scores: Metrics,
+    traffic: Traffic,
+) -> list[Row]:
+    """A row for every client that was asked; one that gave no usable update has weight 0."""
+    return [
+        {
+            "kind": "client",
+            "round": number,
+            "client": client,
+            "examples": examples[client],
+            "weight": weights.get(client, 0.0),
+            "loss": trained.get(client, {}).get("loss"),
+            "score": scores.get(client, {}).get("score"),
+            "bytes_up": traffic.up.get(client, 0),
+            "bytes_down": traffic.down.get(client, 0),
+            "seconds": trained.get(client, {}).get("seconds"),
+        }
+        for client in examples
+    ]
+
+
+def mean(metrics: Metrics, key: str, weights: Mapping[str, float]) -> float | None:
+    """The weighted mean over the clients that report `key`; None where none does."""
+    have: Iterable[str] = [c for c in metrics if key in metrics[c] and weights.get(c, 0.0) > 0]
+    total = sum(weights[c] for c in have)
+    return sum(weights[c] * metrics[c][key] for c in have) / total if total else None

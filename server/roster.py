@@ -1,0 +1,58 @@
+"""Who takes part, and what each client holds as far as the server knows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedlora.strategy import Client
+from fedlora.views import Manifest, fingerprint
+
+
+@dataclass
+class Member:
+    """One client. `index` counts clients as they joined; `tag` and `manifest` are the view it
+    acknowledged last; `own` is the round of its last accepted training, whose kept parts it uses."""
+
+    index: int
+    examples: int
+    rank: int
+    scale: float
+    tag: str = ""
+    manifest: Manifest = field(default_factory=dict)
+    own: int = 0
+
+    def as_client(self, id: str) -> Client:
+        return Client(id, self.rank, self.scale, self.examples)
+
+
+class Roster:
+    """Members by client id (checkpointed), and the nodes at which they are now (not)."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.nodes: dict[str, int] = {}
+
+    def present(self) -> list[str]:
+        return sorted(self.nodes)
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-able; a manifest that many clients share is written once."""
+        manifests: dict[str, Manifest] = {}
+        members = {}
+        for id, member in self.members.items():
+            key = fingerprint(member.manifest) if member.manifest else ""
+            if key:
+                manifests[key] = member.manifest
+            members[id] = {**vars(member), "manifest": key}
+        return {"members": members, "manifests": manifests}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        manifests = {
+            key: {name: (d, list(shape)) for name, (d, shape) in entries.items()}
+            for key, entries in dumped["manifests"].items()
+        }
+        self.members = {
+            id: Member(**{**facts, "manifest": manifests.get(facts["manifest"], {})})
+            for id, facts in dumped["members"].items()
+        }
+

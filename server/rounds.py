@@ -1,0 +1,153 @@
+"""One phase of a round: orders to clients, their replies, what the client lacks and no more."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flwr.serverapp import Grid
+
+from fedlora.errors import UserError
+from fedlora.guard import called
+from fedlora.orders import Order
+from fedlora.resident import Resident
+from fedlora.strategy import Round, Strategy, stays
+from fedlora.tensors import Tensors, part_of
+from fedlora.views import Manifest, difference, fingerprint, manifest
+from fedlora.wire import Parcel, encode, nbytes
+from server.exchange import Exchange, message
+from server.roster import Member, Roster
+
+log = logging.getLogger("fedlora.server")
+Purpose = Literal["train", "evaluate"]
+
+
+@dataclass
+class Sent:
+    """What one client was sent in a phase: the whole view that it is to hold, and its digests."""
+
+    view: Tensors
+    manifest: Manifest
+    tag: str
+
+
+@dataclass
+class Traffic:
+    """Bytes of tensors a client, both ways, over a round."""
+
+    up: dict[str, int] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
+
+    def received(self, client: str, count: int) -> None:
+        self.up[client] = self.up.get(client, 0) + count
+
+    def sent(self, client: str, count: int) -> None:
+        self.down[client] = self.down.get(client, 0) + count
+
+
+@dataclass
+class Reply:
+    client: str
+    parcel: Parcel | None
+    reason: str = ""
+    malformed: bool = False
+
+
+class Phase:
+    """Sends every client its order and yields the replies; a client that lost its disk is sent
+    everything, once."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        resident: Resident,
+        roster: Roster,
+        experiment: str,
+        traffic: Traffic,
+    ) -> None:
+        self.grid, self.config, self.strategy = grid, resident.config, resident.strategy
+        self.roster, self.experiment, self.traffic = roster, experiment, traffic
+        self.sent: dict[str, Sent] = {}
+
+    def run(
+        self, clients: list[str], state: Tensors, round: Round, server_rows: bool = False
+    ) -> Iterator[Reply]:
+        exchange = Exchange(self.grid, self.config.run.deadline)
+        names = {self.roster.nodes[c]: c for c in clients}
+
+        def push(client: str) -> None:
+            parcel = self._order(client, state, round, server_rows)
+            self.traffic.sent(client, nbytes(parcel))
+            node, ttl = self.roster.nodes[client], self.config.run.deadline
+            exchange.push([message(parcel, node, round.purpose, str(round.number), ttl)])
+
+        for client in clients:
+            push(client)
+        resent: dict[str, int] = {}
+        for answer in exchange.answers():
+            client = names[answer.node]
+            facts = answer.parcel.facts if answer.parcel else {}
+            if answer.parcel is None:
+                yield Reply(client, None, answer.reason, answer.malformed)
+            elif facts.get("status") == "stale" and resent.get(client, 0) < 2:
+                resent[client] = resent.get(client, 0) + 1
+                self._forget(client, facts)
+                push(client)
+            elif facts.get("status") == "wrong":
+                raise UserError(f"client {client}: {facts.get('reason')}")
+            elif facts.get("status") != "ok":
+                yield Reply(client, None, str(facts.get("reason")))
+            elif (facts.get("experiment"), facts.get("round")) != (self.experiment, round.number):
+                yield Reply(client, None, "it answers another run or round", True)
+            else:
+                member, sent = self.roster.members[client], self.sent[client]
+                member.tag, member.manifest = sent.tag, sent.manifest
+                self.traffic.received(client, answer.parcel.received)
+                yield Reply(client, answer.parcel)
+
+    def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
+        member = self.roster.members[client]
+        view = view_of(self.strategy, state, member, client, round)
+        held = manifest(view)
+        patch = difference(view, held, member.manifest)
+        tag = f"{round.number:04d}-{int(round.purpose == 'evaluate')}"
+        order = Order(
+            experiment=self.experiment,
+            round=round.number,
+            purpose=round.purpose,
+            client=client,
+            rank=member.rank,
+            scale=member.scale,
+            examples=member.examples,
+            tag=tag,
+            basis=member.tag,
+            fingerprint=fingerprint(held),
+            own=member.own,
+            keep=patch.keep,
+            tails=patch.tails,
+            server_rows=server_rows,
+        )
+        self.sent[client] = Sent(view, held, tag)
+        tensors = encode(patch.tensors, round.wire, self.strategy.trained)
+        return Parcel(order.facts(), tensors)
+
+    def _forget(self, client: str, facts: dict[str, object]) -> None:
+        member = self.roster.members[client]
+        member.tag, member.manifest = "", {}
+        if facts.get("lost") == "own":
+            log.warning("client %s lost the parts that stayed with it: it starts them anew", client)
+            member.own = 0
+
+
+def view_of(
+    strategy: Strategy, state: Tensors, member: Member, client: str, round: Round
+) -> Tensors:
+    """What the client's adapter is to be, as it will arrive: trained parts in the wire's format,
+    and the parts that stay with the client only until it has its own."""
+    view = called(strategy, "broadcast", state, member.as_client(client), round)
+    own = stays(strategy) if member.own else set()
+    return {
+        k: round.assigned(t) if part_of(k) in strategy.trained else t
+        for k, t in view.items()
+        if part_of(k) not in own
+    }

@@ -1,0 +1,65 @@
+"""Several methods from the same seed, data and rows, beside two baselines."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import strategies
+from fedlora import report, settings
+from fedlora.config import Config
+from fedlora.resident import Resident
+from fedlora.runs import RunDir
+from fedlora.settings import Tree
+from fedlora.strategy import Strategy
+from fedlora.tensors import select
+
+BASELINES = ("centralised", "local")
+
+def resolved(
+    method: str, tree: Mapping[str, Any], folder: str, clients: int
+) -> tuple[Config, Strategy]:
+    """One contender's configuration: its own defaults, then what was given for all and for it.
+
+    Centralised is FedIT with one client that has everyone's rows and takes everyone's steps; local
+    is the method that shares nothing.
+    """
+    pooled = method == "centralised"
+    strategy = tree.get("strategy", {}) | {"name": "fedit" if pooled else method}
+    run = tree.get("run", {}) | {"dir": folder, "name": method.replace(":", ".")}
+    given = {**tree, "strategy": strategy, "run": run}
+    ignore = strategies.settings()
+    config, made = settings.resolve(given, strategies.load, ignore=ignore)
+    if not pooled:
+        return config, made
+    share = config.run.clients_per_round
+    steps = config.train.steps
+    sampled = share if isinstance(share, int) else max(1, math.floor(share * clients + 0.5))
+    given["run"] = run | {"clients_per_round": 1}
+    given["data"] = tree.get("data", {}) | {"pooled": True}
+    given["train"] = tree.get("train", {}) | {"steps": steps and steps * sampled}
+    return settings.resolve(given, strategies.load, ignore=ignore)
+
+
+def result(method: str, run: RunDir, resident: Resident) -> report.Result:
+    """The last round's scores and the whole run's cost."""
+    rows = [r for r in report.load(run.metrics) if r["kind"] == "round"]
+    trained = resident.strategy.trained & resident.adapter.parts
+    return report.Result(
+        method=method,
+        score=rows[-1]["score"],
+        personalised=rows[-1]["personalised"],
+        trained_parameters=sum(
+            t.numel() for t in select(resident.adapter.initial(), trained).values()
+        ),
+        bytes_up=0 if method in BASELINES else sum(r["bytes_up"] for r in rows),
+        bytes_down=0 if method in BASELINES else sum(r["bytes_down"] for r in rows),
+        seconds=sum(r["seconds"] for r in rows),
+    )
+
+
+def split(tree: Tree, overrides: Tree, methods: tuple[str, ...]) -> dict[str, Tree]:
+    """`fedsb.adapter.rank=32` is for fedsb alone, `adapter.rank=16` for all, and the first wins."""
+    shared = {k: v for k, v in overrides.items() if k in Config.model_fields}
+    own = {k: v for k, v in overrides.items() if k in methods}
+    merged = settings.merged(tree, shared)
+    return {m: settings.merged(merged, own.get(m, {})) for m in methods}

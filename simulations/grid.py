@@ -1,0 +1,117 @@
+"""A Grid in process: Flower's messages to worker processes, with no SuperLink between."""
+
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora.config import Config
+from fedlora.settings import to_flat
+from simulations.pool import Job, Pool
+from simulations.worker import answer
+
+WAIT = 0.05  # seconds that a pull waits for the next reply
+
+
+class InProcessGrid(Grid):
+    """Nodes 1..n, one a client of the data; all are there from the start (`closed`).
+
+    With a pool of no workers, clients are served in this process when their replies are pulled.
+    """
+
+    closed = True
+
+    def __init__(self, config: Config, clients: int, state_dir: Path, pool: Pool) -> None:
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self._pool, self._clients = pool, clients
+        self._run_config = to_flat(config)
+        self._state_dir = str(state_dir.resolve())
+        self._threads = config.simulation.threads
+        self._numbers = count(1)
+        self._replies: SimpleQueue[Message] = SimpleQueue()
+        self._inline: list[Job] = []
+        self._run = Run.create_empty(1)
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(1, self._clients + 1)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            proto = message_to_proto(message)
+            proto.metadata.message_id = id = f"message-{next(self._numbers)}"
+            context = self._context(message.metadata.dst_node_id)
+            job = Job(message_from_proto(proto), context, self._replies)
+            if self._pool.workers:
+                self._pool.submit(job)
+            else:
+                self._inline.append(job)
+            ids.append(id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are there; waits a moment for the first. Replies to messages that nobody
+        asks for any more (their deadline passed) are thrown away."""
+        if self._inline:
+            self._replies.put(self._answered(self._inline.pop(0)))
+        wanted, found = set(message_ids), []
+        try:
+            reply = self._replies.get(timeout=WAIT)
+            while True:
+                if reply.metadata.reply_to_message_id in wanted:
+                    found.append(reply)
+                reply = self._replies.get_nowait()
+        except Empty:
+            return found
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError("the coordinator pushes and pulls by itself")
+
+    def _context(self, node: int) -> dict[str, Any]:
+        return {
+            "run_id": 1,
+            "node_id": node,
+            "node_config": {
+                "partition-id": node - 1,
+                "num-partitions": self._clients,
+                "state-dir": self._state_dir,
+            },
+            "run_config": self._run_config,
+        }
+
+    def _answered(self, job: Job) -> Message:
+        """Served here, with a worker's number of threads and over the same bytes."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            copy = message_from_proto(message_to_proto(job.message))
+            return message_from_proto(message_to_proto(answer(copy, job.context)))
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,85 @@
+"""Long-lived worker processes, each with one resident base, that answer Flower's messages.
+
+A worker reads (context, message) pairs as bytes from a pipe and writes replies back: JSON and
+protobuf, nothing pickled. A worker that dies is replaced; the message it was working on is
+answered with an error. When the parent goes away the pipe closes and the worker ends.
+"""
+
+import json
+import multiprocessing
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from flwr.app import Error, Message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as Proto
+from flwr.supercore.task_identity import TaskIdentity
+
+from simulations.worker import serve
+
+CRASHED = 8  # Flower's code for a client process that ended
+
+
+class Job(NamedTuple):
+    """A message for a client, with the JSON-able context it is handled in, and where to put the
+    reply."""
+
+    message: Message
+    context: dict[str, Any]
+    replies: "SimpleQueue[Message]"
+
+
+class Pool:
+    """Worker processes behind one queue of jobs. Use as a context manager."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self.workers, self.threads = workers, threads
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._keepers = [
+            threading.Thread(target=self._keep, daemon=True, name=f"worker-{i}")
+            for i in range(workers)
+        ]
+
+    def __enter__(self) -> "Pool":
+        # Outside a Flower run a Message can only be made once these are set.
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        for keeper in self._keepers:
+            keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _keeper in self._keepers:
+            self._jobs.put(None)
+        for keeper in self._keepers:
+            keeper.join()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def _keep(self) -> None:
+        """One thread a worker: hand it jobs, one at a time; start another where it died."""
+        process, pipe = self._start()
+        while (job := self._jobs.get()) is not None:
+            try:
+                pipe.send_bytes(json.dumps(job.context).encode())
+                pipe.send_bytes(message_to_proto(job.message).SerializeToString())
+                reply = message_from_proto(Proto.FromString(pipe.recv_bytes()))
+            except (EOFError, OSError):
+                process.join()
+                reason = f"its worker process ended with exit code {process.exitcode}"
+                reply = Message(Error(CRASHED, reason), reply_to=job.message)
+                process, pipe = self._start()
+            job.replies.put(reply)
+        pipe.close()
+        process.join()
+
+    def _start(self) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self.threads), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours

@@ -1,0 +1,60 @@
+"""A finished run, put together again: the global model, or one client's own."""
+
+from clients.store import Missing, Store
+from fedlora import settings
+from fedlora.errors import UserError
+from fedlora.resident import Resident
+from fedlora.runs import Checkpoint, RunDir
+from fedlora.strategy import Client, Round
+from fedlora.tensors import Tensors
+from server.roster import Roster
+from server.rounds import view_of
+from strategies import load
+
+
+def resident_of(run: RunDir) -> Resident:
+    """The model and data of a run's own configuration."""
+    return Resident(*settings.resolve(settings.read(run.path / "config.toml", []), load))
+
+
+def latest(run: RunDir) -> Checkpoint:
+    """The last whole checkpoint. Raises UserError where there is none yet."""
+    for number in reversed(run.rounds()):
+        try:
+            return run.load(number)
+        except (OSError, ValueError, KeyError):
+            continue
+    raise UserError(f"{run.path} has no whole checkpoint yet")
+
+
+def load_global(resident: Resident, state: Tensors) -> None:
+    """The global model of a state, into the resident adapter."""
+    scaling = resident.adapter.scaling
+    client = Client("server", scaling.rank, scaling.at(scaling.rank))
+    view = resident.strategy.broadcast(state, client, _round(resident))
+    resident.adapter.load(view, client.scale)
+
+
+def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str) -> None:
+    """One client's own model, with the parts that stayed with it, into the resident adapter."""
+    roster = Roster()
+    roster.load(checkpoint.memory["roster"])
+    if id not in roster.members:
+        known = ", ".join(sorted(roster.members)[:20])
+        raise UserError(f"the run has no client '{id}' (clients: {known})")
+    member = roster.members[id]
+    tensors = view_of(resident.strategy, checkpoint.state, member, id, _round(resident))
+    if member.own:
+        try:
+            store = Store(run.path / "clients", run.experiment, id)
+            tensors |= store.own(member.own)
+        except Missing as e:
+            raise UserError(
+                f"what stayed with client {id} is not in {run.path}: {e}; export it where it is"
+            ) from None
+    resident.adapter.load(tensors, member.scale)
+
+
+def _round(resident: Resident) -> Round:
+    run = resident.config.run
+    return Round(run.rounds, "evaluate", run.seed, run.wire_dtype)

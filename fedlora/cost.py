@@ -6,6 +6,7 @@ tensors that have shapes and no values: what is counted is the code that runs.
 Shapes: an adapted layer has m outputs and n inputs; rank r; K clients in a round.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -139,7 +140,7 @@ def _skeleton(config: Config) -> PreTrainedModel:
 
 def _clients(config: Config, strategy: Strategy, scaling: Scaling) -> list[Client]:
     n, start = config.run.clients_per_round, Round(0, seed=config.run.seed)
-    count = n if isinstance(n, int) else max(1, round(n * config.data.clients))
+    count = n if isinstance(n, int) else max(1, math.floor(n * config.data.clients + 0.5))
     ids = [f"client-{i:02d}" for i in range(count)]
     ranks = [strategy.rank(scaling.rank, i, id, start) for i, id in enumerate(ids)]
     return [Client(id, k, strategy.scale(scaling, k)) for id, k in zip(ids, ranks, strict=True)]

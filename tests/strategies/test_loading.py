@@ -65,3 +65,8 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert strategies.load("theirs").__name__ == "FFA"
     assert strategies.load("fedit").__name__ == "FedIT"
     assert "theirs" in strategies.names()
+
+
+def test_settings_of_all_methods() -> None:
+    """Flower's table and a comparison hold every method's settings at once."""
+    assert strategies.settings() == {"truncate", "assignment", "init", "ranks"}

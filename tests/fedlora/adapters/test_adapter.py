@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from fedlora.adapters import PARTS
+from fedlora import config
+from fedlora.adapters import PARTS, Adapter
 from fedlora.errors import UserError
 from fedlora.tensors import RESIDUAL, part_of
 from tests.fedlora.adapters.tiny import (
@@ -77,8 +78,8 @@ def test_pefts_own_tensors_are_the_ones_in_use(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_alone_decides_how_it_starts(kind):
-    """Two adapters of one seed are equal whatever the global generator, layers of the same shape
-    differ, and `initial` stays the start after a load."""
+    """Two adapters of one seed are equal whatever the global generator, one of another seed and
+    layers of the same shape differ, and `initial` stays the start after a load."""
     first = adapter("bert", kind)
     with torch.random.fork_rng():
         torch.manual_seed(99)
@@ -86,6 +87,11 @@ def test_the_seed_alone_decides_how_it_starts(kind):
     first.load(drawn(first))
     assert first.initial().keys() == second.initial().keys()
     assert all(torch.equal(t, second.initial()[k]) for k, t in first.initial().items())
+    fields = config.Adapter(kind=kind, rank=4, target_modules="all-linear")
+    other = Adapter(model("bert"), fields, seed=8).initial()
+    for name, tensor in first.initial().items():
+        if part_of(name) in {"lora": "A", "vera": "UV", "lora-sb": "AB"}[kind]:
+            assert not torch.equal(other[name], tensor)
     if kind == "lora":
         start = first.initial()
         layer = "bert.encoder.layer.{}.attention.self.query.A"
@@ -162,6 +168,8 @@ def test_a_slice_of_the_rank_resizes_its_layer_and_the_whole_brings_it_back():
     made.load(state)
     expected = logits(dense_model(made, "bert", state, 3.0))
     assert torch.allclose(logits(made.model), expected, atol=1e-5)
+    made.model(input_ids=rows()).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in parameters)
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
@@ -213,9 +221,6 @@ def test_lora_sbs_factors_stay_frozen_under_peft():
 def test_a_bf16_base_holds_an_fp32_adapter(architecture, kind):
     """Over a bf16 base the adapter, the head and the residual stay fp32, train, and are computed
     to the base's precision; a residual far below the weights' resolution is not lost."""
-    from fedlora import config
-    from fedlora.adapters import Adapter
-
     fields = config.Adapter(kind=kind, rank=4, target_modules="all-linear")
     made = Adapter(model(architecture).bfloat16(), fields, seed=7)
     made.model.eval()

@@ -12,11 +12,11 @@ from flwr.clientapp import ClientApp
 import strategies
 from clients import participant
 from clients.query import gradients, hello
-from fedlora.resident import Resident
 from clients.store import Store
 from fedlora import settings, wire
 from fedlora.errors import UserError
 from fedlora.orders import Order, answer
+from fedlora.resident import Resident
 from fedlora.wire import Parcel
 
 log = logging.getLogger("fedlora.client")
@@ -64,7 +64,9 @@ def query(message: Message, context: Context) -> Message:
 
 @app.query("gradients")
 def query_gradients(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: gradients(resident(context), client_id_of(context), parcel))
+    return _reply(
+        message, lambda parcel: gradients(resident(context), client_id_of(context), parcel)
+    )
 
 
 @app.train()

@@ -1,4 +1,4 @@
-"""What a client does with an order: put together its adapter, train or evaluate, keep what stays."""
+"""What a client does with an order: assemble its adapter, train or evaluate, keep what stays."""
 
 import math
 import time
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
-from fedlora.resident import Resident
 from clients.store import Missing, Store
 from fedlora import views
 from fedlora.guard import called
 from fedlora.orders import Order, answer
+from fedlora.resident import Resident
 from fedlora.strategy import Round, stays
 from fedlora.tensors import Tensors, select
 from fedlora.training import train as fit

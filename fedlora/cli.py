@@ -63,7 +63,9 @@ def run(
             raise UserError("a resumed run keeps its configuration; only run.rounds may be given")
         previous = RunDir.open(resume, tree.get("run", {}).get("dir", "runs"))
         saved = settings.read(previous.path / "config.toml", [])
-        rounds = {"run": {"rounds": tree["run"]["rounds"]}} if "rounds" in tree.get("run", {}) else {}
+        rounds = (
+            {"run": {"rounds": tree["run"]["rounds"]}} if "rounds" in tree.get("run", {}) else {}
+        )
         tree = settings.merged(saved, rounds)
     config, strategy = settings.resolve(tree, load)
     with pool(config) as workers:
@@ -81,8 +83,8 @@ def compare(
     """Run several methods from the same seed, data and rows, beside two baselines. A setting for
     one method alone has its name in front: fedsb.adapter.rank=32."""
     from fedlora import data, report, settings
-    from fedlora.runs import comparison_dir
     from fedlora.resident import Resident
+    from fedlora.runs import comparison_dir
     from simulations import compare as comparing
     from simulations.run import pool, simulate
 
@@ -134,7 +136,8 @@ def cost(
     """Parameters and bytes per client and round, per method, from the model's config alone."""
     from fedlora import settings
     from fedlora.cost import cost as count
-    from strategies import BUILTIN, load, settings as known
+    from strategies import BUILTIN, load
+    from strategies import settings as known
 
     tree = _tree(arguments)
     names = [tree["strategy"]["name"]] if "name" in tree.get("strategy", {}) else list(BUILTIN)
@@ -194,6 +197,17 @@ def _watch(rounds: int) -> Any:
     from fedlora.progress import Progress
 
     return lambda log: Progress(rounds, Console(), log)
+
+
+def _cost_table(counted: dict[str, Any]) -> Table:
+    from fedlora.report import amount
+
+    table = Table("method", "parameters by part", "trained", "up", "first down", "later down")
+    for name, c in counted.items():
+        parts = ", ".join(f"{part} {count:,}" for part, count in c.parameters.items())
+        sizes = (c.bytes_up, c.bytes_down_first, c.bytes_down)
+        table.add_row(name, parts, f"{c.trained_parameters:,}", *(amount(x) for x in sizes))
+    return table
 
 
 def _close(done: Any) -> None:

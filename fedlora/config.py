@@ -33,7 +33,7 @@ class Run(Section):
     )
     norm_bound: PositiveFloat | None = Field(
         None,
-        description="Largest L2 norm of an update's change; a larger one is dropped. Off by default.",
+        description="Largest L2 norm of an update's change; larger ones are dropped.",
     )
     weights: Literal["examples", "uniform"] = Field(
         "examples", description="p_i: in proportion to training rows (FedAvg's choice), or equal."
@@ -139,8 +139,8 @@ class Data(Section):
     public: int = Field(
         128,
         ge=0,
-        description="Rows set aside for the server (Fed-SB's start), at most a tenth of all; nobody "
-        "trains on them.",
+        description="Rows set aside for the server (Fed-SB's start), at most a tenth of all; "
+        "nobody trains on them.",
     )
     max_length: PositiveInt = Field(48, description="Tokens a row; longer ones are truncated.")
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: wrong configuration, data or method. The command line exits with 2."""
+    """Something the user can mend: wrong configuration, data or method. The exit code is 2."""
 
 
 class MethodError(UserError):

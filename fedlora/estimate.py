@@ -23,7 +23,11 @@ def summed(
 ) -> Tensors:
     """G of each module over `rows` seeded rows of a client's 'train' or the server's 'public'."""
     adapter, task = resident.adapter, resident.task
-    silent = {k: torch.zeros_like(t) for k, t in adapter.initial().items() if part_of(k) in {"R", "B", "b"}}
+    silent = {
+        k: torch.zeros_like(t)
+        for k, t in adapter.initial().items()
+        if part_of(k) in {"R", "B", "b"}
+    }
     adapter.load({**silent, **select(head, {"head"})})
     encoded = resident.encoded(client, split)
     order = torch.randperm(

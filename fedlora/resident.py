@@ -36,7 +36,7 @@ class Resident:
         if not self.strategy.trained & (adapter.parts - {"head"}):
             raise UserError(
                 f"{type(self.strategy).__name__} trains {sorted(self.strategy.trained)}, of which "
-                f"an adapter of kind {self.config.adapter.kind} has none: choose another adapter.kind"
+                f"adapter.kind = {self.config.adapter.kind} has none: choose another kind"
             )
         return adapter
 

@@ -36,7 +36,7 @@ STAMP = "%Y%m%d-%H%M%S"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The server after a round: the state's tensors, what it knows of clients, that round's metrics."""
+    """The server after a round: its state, what it knows of clients, and that round's metrics."""
 
     round: int
     state: Tensors

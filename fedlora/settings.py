@@ -104,7 +104,9 @@ def _validated(model: type[M], tree: Mapping[str, Any], where: str) -> M:
         return model.model_validate(tree)
     except ValidationError as e:
         lines = [_line(model, error, where) for error in e.errors()]
-        raise UserError("the configuration is wrong:\n" + "\n".join(f"  {x}" for x in lines)) from None
+        raise UserError(
+            "the configuration is wrong:\n" + "\n".join(f"  {x}" for x in lines)
+        ) from None
 
 
 def _line(model: type[BaseModel], error: Any, where: str) -> str:
@@ -116,7 +118,9 @@ def _line(model: type[BaseModel], error: Any, where: str) -> str:
             fields, path = section.model_fields, [path[0], path[1]]
     key = ".".join([where, *path] if where else path)
     if error["type"] == "extra_forbidden":
-        return f"{key}: no such key{nearest(path[-1], fields)} (known: {', '.join(fields) or 'none'})"
+        return (
+            f"{key}: no such key{nearest(path[-1], fields)} (known: {', '.join(fields) or 'none'})"
+        )
     return f"{key} = {error['input']!r}: {error['msg']}"
 
 

@@ -24,7 +24,7 @@ Purpose = Literal["train", "evaluate"]
 
 @dataclass(frozen=True)
 class Client:
-    """One data owner: `id` is stable across restarts, `scale` is its s, `examples` its training rows."""
+    """A data owner: `id` is stable across restarts, `scale` its s, `examples` its training rows."""
 
     id: str
     rank: int
@@ -43,7 +43,7 @@ class Round:
     wire: torch.dtype = torch.float32
 
     def generator(self, client: Client | str, name: str) -> torch.Generator:
-        """A seeded stream: the same draws for the same round, client and name wherever it is asked."""
+        """A seeded stream: the same draws for a round, client and name wherever it is asked."""
         id = client if isinstance(client, str) else client.id
         return stream(self.seed, "method", self.number, id, name)
 
@@ -159,7 +159,7 @@ class Strategy(BaseModel):
     # ranks
 
     def rank(self, full: int, index: int, client: str, round: Round) -> int:
-        """The rank of a client whose node sets none; `index` counts clients as they first joined."""
+        """The rank of a client whose node sets none; `index` counts clients as they joined."""
         return full
 
     def scale(self, scaling: Scaling, rank: int) -> float:

@@ -14,7 +14,7 @@ def derive(seed: int, *path: object) -> int:
 
 
 def stream(seed: int, *path: object) -> torch.Generator:
-    """A CPU generator of its own for `path`: the same draws wherever and whenever it is asked for."""
+    """A CPU generator for `path`: the same draws wherever and whenever it is asked for."""
     return torch.Generator().manual_seed(derive(seed, *path))
 
 

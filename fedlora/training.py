@@ -54,9 +54,7 @@ def train(
     return Trained(float(total) / steps if steps else math.nan, steps, rows)
 
 
-def batches(
-    rows: int, settings: config.Train, generator: torch.Generator
-) -> Iterator[list[int]]:
+def batches(rows: int, settings: config.Train, generator: torch.Generator) -> Iterator[list[int]]:
     """Row indices of each step: epochs shuffled one after another, the last short batch kept."""
     per_epoch = math.ceil(rows / settings.batch_size)
     left = settings.steps or settings.epochs * per_epoch
@@ -68,8 +66,8 @@ def batches(
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
-    cls = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
-    return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[no-any-return, operator]
+    cls = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+    return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _path(seed: tuple[object, ...], name: str) -> tuple[Any, ...]:

@@ -29,8 +29,8 @@ class Patch:
 
 def digest(tensor: Tensor) -> str:
     """16 bytes of BLAKE2b over the values, in hexadecimal."""
-    data = tensor.detach().contiguous().cpu().view(torch.uint8).numpy()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    data = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
 def manifest(view: Tensors) -> Manifest:

@@ -1,4 +1,4 @@
-"""Before a client may take part: who it is, and whether it has the same labels, base and tokenizer."""
+"""Before a client may take part: who it is, and whether labels, base and tokenizer agree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +47,4 @@ def join(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident
             f"client {id} has rank {rank}, but {type(strategy).__name__} needs adapter.rank = "
             f"{scaling.rank} on everyone: use fslora, or set adapter.rank={rank}"
         )
-    roster.members[id] = Member(
-        index, int(facts["examples"]), rank, strategy.scale(scaling, rank)
-    )
+    roster.members[id] = Member(index, int(facts["examples"]), rank, strategy.scale(scaling, rank))

@@ -1,4 +1,4 @@
-"""The frozen model as a method's `begin` sees it, with gradients from the server or from clients."""
+"""The frozen model as a method's `begin` sees it; gradients come from the server or clients."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -19,9 +19,7 @@ PAUSE = 0.5  # seconds between looks at who is there
 class Greeter:
     """Keeps a roster's nodes up to date with the grid's."""
 
-    def __init__(
-        self, grid: Grid, resident: Resident, roster: Roster, observer: Observer
-    ) -> None:
+    def __init__(self, grid: Grid, resident: Resident, roster: Roster, observer: Observer) -> None:
         self.grid, self.resident, self.roster, self.observer = grid, resident, roster, observer
         self._greeted: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""The round loop: sample, send, screen, aggregate, evaluate, commit; and resume to the same bits."""
+"""The round loop: sample, send, screen, aggregate, evaluate, commit; resumed to the same bits."""
 
 import math
 import time
@@ -69,7 +69,7 @@ class Coordinator:
         view = called(self.strategy, "broadcast", self.state, client, round)
         self.resident.adapter.load(view, client.scale)
         rows = self.resident.encoded("", "test")
-        if self.local and number or not len(rows):
+        if (self.local and number) or not len(rows):
             return None
         return self.resident.task.evaluate(self.resident.adapter.model, rows).score
 
@@ -99,7 +99,9 @@ class Coordinator:
         outcome.inbox.clear()
 
         scores = self._personal(phase, sorted(weights), number)
-        score = mean(scores, "global", dict.fromkeys(scores, 1.0)) if self.local else self.score(number)
+        score = self.score(number)
+        if self.local:
+            score = mean(scores, "global", dict.fromkeys(scores, 1.0))
         trained = {c: a.metrics for c, a in arrivals.items()}
         held = {c: m.get("rows", 0.0) for c, m in scores.items()}
         row = round_row(
@@ -188,8 +190,8 @@ class Coordinator:
             save(sent.view, aside / f"sent-{quote(id, safe=' ')}.safetensors")
         for id, arrival in inbox.arrivals.items():
             client = arrival.client
-            facts = {"client": id, "weight": weights[id], "rank": client.rank, "scale": client.scale}
-            metadata = {k: str(v) for k, v in facts.items()}
+            facts = {"weight": weights[id], "rank": client.rank, "scale": client.scale}
+            metadata = {"client": id} | {k: str(v) for k, v in facts.items()}
             path = aside / f"update-{quote(id, safe=' ')}.safetensors"
             save(load_file(arrival.path), path, metadata)
 

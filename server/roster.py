@@ -10,8 +10,9 @@ from fedlora.views import Manifest, fingerprint
 
 @dataclass
 class Member:
-    """One client. `index` counts clients as they joined; `tag` and `manifest` are the view it
-    acknowledged last; `own` is the round of its last accepted training, whose kept parts it uses."""
+    """One client. `index` counts clients as they joined; `tag` and `manifest` are the view that it
+    acknowledged last; `own` is the round of its last accepted training, of which it uses what it
+    kept."""
 
     index: int
     examples: int
@@ -55,4 +56,3 @@ class Roster:
             id: Member(**{**facts, "manifest": manifests.get(facts["manifest"], {})})
             for id, facts in dumped["members"].items()
         }
-

@@ -15,6 +15,7 @@ from fedlora.tensors import select
 
 BASELINES = ("centralised", "local")
 
+
 def resolved(
     method: str, tree: Mapping[str, Any], folder: str, clients: int
 ) -> tuple[Config, Strategy]:

@@ -23,7 +23,7 @@ Watch = Callable[[Path], AbstractContextManager[Observer]]
 
 
 def pool(config: Config) -> Pool:
-    """As many workers as the configuration says; by default one a core, and no more than clients."""
+    """As many workers as the configuration says, by default one a core."""
     workers = config.simulation.workers
     return Pool((os.cpu_count() or 1) if workers is None else workers, config.simulation.threads)
 
@@ -60,4 +60,3 @@ def finish(coordinator: Coordinator) -> None:
     name, task = resident.config.model.name, resident.task
     save_peft(resident.adapter, folder, name, task.type, task.tokenizer)
     report.curves(report.load(run.metrics), run.path / "curves.png")
-

@@ -68,6 +68,25 @@ def test_the_seed_decides(rule, tmp_path):
     assert texts(load(data, seed=1)) != texts(load(data, seed=2))
 
 
+@pytest.mark.parametrize(
+    ("rule", "settings", "drawn"),
+    [
+        ("iid", {"test": 0.5}, lambda f: f.test["text"][:]),
+        ("natural", {"public": 9}, lambda f: f.public["text"][:]),
+        ("natural", {"holdout": 0.5}, lambda f: f.held),
+        ("natural", {"rows": 9}, lambda f: f.trained),
+        ("iid", {}, lambda f: f.trained),
+        ("dirichlet", {}, lambda f: [len(rows) for rows in f.trained.values()]),
+        ("shards", {}, lambda f: [sum(f.train(c)["label"]) for c in f.clients]),
+    ],
+)
+def test_the_seed_decides_each_draw(rule, settings, drawn, tmp_path):
+    """Test, public and held-out rows, the cap's rows and each partition are drawn from the seed,
+    here one at a time."""
+    data = configured(tmp_path, rule, **{"test": 0, "public": 0, "holdout": 0} | settings)
+    assert len({str(drawn(load(data, seed))) for seed in range(4)}) > 1
+
+
 @each_rule
 def test_shares_and_caps(rule, tmp_path):
     """data.rows caps a client's rows before data.holdout divides them; data.public is exact."""

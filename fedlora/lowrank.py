@@ -56,7 +56,7 @@ def truncate(P: Tensor, Q: Tensor, rank: int) -> Factors:
     if P.shape[1] <= rank:
         return P, Q
     U, S, V = _svd_of_product(P, Q)
-    return (U * S)[:, :rank].float(), V[:rank].float()
+    return _fp32((U * S)[:, :rank]), _fp32(V[:rank])
 
 
 def compress(P: Tensor, Q: Tensor) -> Factors:
@@ -67,7 +67,7 @@ def compress(P: Tensor, Q: Tensor) -> Factors:
     if not S.is_meta:
         tails = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost from here on
         rank = int((tails > ROUNDING * tails[0]).sum())
-    return (U * S)[:, :rank].float(), V[:rank].float()
+    return _fp32((U * S)[:, :rank]), _fp32(V[:rank])
 
 
 def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +83,7 @@ def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         with forked(0, "svd"):  # svd_lowrank draws from the global generator
             U, S, Vt = torch.svd_lowrank(W.double(), q=4 * rank, niter=4)
         V = Vt.T
-    return U[:, :rank].float(), S[:rank].float(), V[:rank].float()
+    return _fp32(U[:, :rank]), _fp32(S[:rank]), _fp32(V[:rank])
 
 
 def _svd_of_product(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,3 +92,7 @@ def _svd_of_product(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     right, R_right = torch.linalg.qr(Q.double().T)
     U, S, V = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
     return left @ U, S, V @ right.T
+
+
+def _fp32(tensor: Tensor) -> Tensor:
+    return tensor.float().contiguous()

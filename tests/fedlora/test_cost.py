@@ -9,6 +9,7 @@ import strategies
 from fedlora import settings
 from fedlora.cost import Cost, cost
 from fedlora.errors import UserError
+from strategies.fedsa import FedSA
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QV, ALL = ["query", "value"], "all-linear"
@@ -107,6 +108,21 @@ def test_bytes_of_every_method(
     assert counted.bytes_down == 4 * later
     whole = trained if method == "fslora" else ALL_OF_IT
     assert counted.bytes_down_first == 4 * whole
+
+
+def test_what_stays_is_not_sent_again() -> None:
+    """Also where a method's broadcast makes every tensor anew."""
+
+    class Copying(FedSA):
+        def broadcast(self, state, client, round):
+            return {k: t.clone() for k, t in super().broadcast(state, client, round).items()}
+
+    given = {
+        "model": {"name": str(CONFIGS / "roberta-base")},
+        "adapter": {"rank": RANK, "target_modules": QV},
+    }
+    counted = cost(*settings.resolve(given, lambda name: Copying))
+    assert (counted.bytes_down_first, counted.bytes_down) == (4 * ALL_OF_IT, 4 * A)
 
 
 def test_formats_on_the_wire() -> None:

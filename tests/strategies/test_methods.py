@@ -56,6 +56,27 @@ def federation(case: Case, **options) -> Federation:
     return Federation(strategy, kind, ranks=ranks, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "trained", "uploaded"),
+    [
+        ("fedit", "A B head", "A B head"),
+        ("ffa", "B head", "B head"),
+        ("fedex-average", "A B head", "A B head"),
+        ("fedsa", "A B head", "A"),
+        ("fedsa-vera", "d b head", "d"),
+        ("fedsb-server", "R head", "R head"),
+        ("fslora", "A B head", "A B head"),
+        ("local", "A B head", ""),
+    ],
+)
+def test_who_trains_and_uploads_what(name: str, trained: str, uploaded: str) -> None:
+    """The parts of the papers: FFA freezes A and not the head, FedSA keeps B and the head."""
+    strategy, kind, _ = CASES[name]
+    parts = PARTS[kind] | {"head"}
+    assert strategy.trained & parts == set(trained.split())
+    assert strategy.shared & strategy.trained & parts == set(uploaded.split())
+
+
 @exact
 def test_everybody_holds_the_mean_of_the_products(case: Case) -> None:
     """Exact methods: after each round every client, also one that sat it out, has
@@ -149,12 +170,12 @@ def test_folding_one_by_one_is_aggregate(name: str) -> None:
 @every
 @pytest.mark.usefixtures("global_rng_untouched")
 def test_a_state_read_back_goes_on_to_the_same_bits(case: Case) -> None:
-    """The state is plain tensors: through safetensors and back, the next rounds are the same; and
-    no draw touches a global generator."""
+    """The state is plain tensors, contiguous and each with its own memory: through safetensors and
+    back, the next rounds are the same; and no draw touches a global generator."""
     one, other = federation(case), federation(case)
     for fed in (one, other):
         fed.step((0, 1, 3))
-    other.state = load(save({k: t.contiguous() for k, t in other.state.items()}))
+    other.state = load(save(other.state))
     for fed in (one, other):
         fed.step((1, 2))
     assert bits(one.state) == bits(other.state)

@@ -42,9 +42,10 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
     if kept := select(trained, stays(strategy) & adapter.parts):
         store.keep_own(kept, order.round, order.own)
 
-    upload = called(strategy, "upload", trained, client, round)
+    trainable = select(trained, adapter.parts)  # a frozen head is not the method's to send
+    upload = called(strategy, "upload", trainable, client, round)
     reply = answer("ok", round=order.round, experiment=order.experiment)
-    reply.tensors = encode(upload, resident.config.run.wire_dtype, strategy.trained)
+    reply.tensors = encode(upload, round.wire, strategy.trained)
     reply.metrics = {"loss": fitted.loss, "seconds": time.monotonic() - started}
     return reply
 

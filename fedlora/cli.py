@@ -76,8 +76,8 @@ def run(
 @app.command()
 def compare(
     arguments: Settings = None,
-    strategies: Annotated[
-        str, typer.Option(help="The methods, with commas between.")
+    names: Annotated[
+        str, typer.Option("--strategies", help="The methods, with commas between.")
     ] = "fedit,ffa,fedex,fedsa,fedsb,fslora",
 ) -> None:
     """Run several methods from the same seed, data and rows, beside two baselines. A setting for
@@ -87,14 +87,15 @@ def compare(
     from fedlora.runs import comparison_dir
     from simulations import compare as comparing
     from simulations.run import pool, simulate
+    from strategies import load, settings as known
 
-    methods = (*dict.fromkeys(m.strip() for m in strategies.split(",") if m.strip()),)
+    methods = (*dict.fromkeys(m.strip() for m in names.split(",") if m.strip()),)
     methods = (*methods, *(b for b in comparing.BASELINES if b not in methods))
     path, overrides = _split(arguments)
     trees = comparing.split(settings.read(path, []), settings.parse(overrides), methods)
-    first, _ = comparing.resolved(methods[0], trees[methods[0]], "", 1)
-    clients = len(data.load(first.data, first.run.seed).clients)
+    first, _ = settings.resolve(trees["local"], load, ignore=known())
     folder = comparison_dir(first)
+    clients = len(data.load(first.data, first.run.seed).clients)
     contenders = {
         m: comparing.resolved(m, trees[m], str(folder), clients) for m in methods
     }  # every mistake is found before anything trains

@@ -155,7 +155,8 @@ class Coordinator:
             return "its training loss is not finite"
         client = self.roster.members[reply.client].as_client(reply.client)
         sent = {**select(self.state, self.local), **phase.sent[reply.client].view}
-        expected = called(self.strategy, "upload", sent, client, round)
+        trainable = select(sent, self.resident.adapter.parts)
+        expected = called(self.strategy, "upload", trainable, client, round)
         return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
 
     def _aggregate(self, inbox: Inbox, number: int) -> None:

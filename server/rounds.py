@@ -66,6 +66,7 @@ class Phase:
         traffic: Traffic,
     ) -> None:
         self.grid, self.config, self.strategy = grid, resident.config, resident.strategy
+        self.trained = self.strategy.trained & resident.adapter.parts
         self.roster, self.experiment, self.traffic = roster, experiment, traffic
         self.sent: dict[str, Sent] = {}
 
@@ -107,7 +108,7 @@ class Phase:
 
     def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
         member = self.roster.members[client]
-        view = view_of(self.strategy, state, member, client, round)
+        view = view_of(self.strategy, self.trained, state, member, client, round)
         held = manifest(view)
         patch = difference(view, held, member.manifest)
         tag = f"{round.number:04d}-{int(round.purpose == 'evaluate')}"
@@ -128,7 +129,7 @@ class Phase:
             server_rows=server_rows,
         )
         self.sent[client] = Sent(view, held, tag)
-        tensors = encode(patch.tensors, round.wire, self.strategy.trained)
+        tensors = encode(patch.tensors, round.wire, self.trained)
         return Parcel(order.facts(), tensors)
 
     def _forget(self, client: str, facts: dict[str, object]) -> None:
@@ -140,14 +141,19 @@ class Phase:
 
 
 def view_of(
-    strategy: Strategy, state: Tensors, member: Member, client: str, round: Round
+    strategy: Strategy,
+    trained: set[str],
+    state: Tensors,
+    member: Member,
+    client: str,
+    round: Round,
 ) -> Tensors:
     """What the client's adapter is to be, as it will arrive: trained parts in the wire's format,
     and the parts that stay with the client only until it has its own."""
     view = called(strategy, "broadcast", state, member.as_client(client), round)
     own = stays(strategy) if member.own else set()
     return {
-        k: round.assigned(t) if part_of(k) in strategy.trained else t
+        k: round.assigned(t) if part_of(k) in trained else t
         for k, t in view.items()
         if part_of(k) not in own
     }

@@ -43,7 +43,14 @@ def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str
         known = ", ".join(sorted(roster.members)[:20])
         raise UserError(f"the run has no client '{id}' (clients: {known})")
     member = roster.members[id]
-    tensors = view_of(resident.strategy, checkpoint.state, member, id, _round(resident))
+    tensors = view_of(
+        resident.strategy,
+        resident.strategy.trained & resident.adapter.parts,
+        checkpoint.state,
+        member,
+        id,
+        _round(resident),
+    )
     if member.own:
         try:
             store = Store(run.path / "clients", run.experiment, id)

@@ -33,7 +33,7 @@ class FSLoRA(Strategy):
     ranks: list[PositiveInt] | dict[PositiveInt, PositiveFloat] | None = Field(
         None,
         description="Ranks of clients whose node sets none: a list is dealt out over clients in "
-        "turn, a table {rank: weight} is drawn from; by default all have adapter.rank.",
+        "turn, a table {rank: weight} is drawn from; by default r, r/2 and r/4 in turn.",
     )
 
     def broadcast(self, state: Tensors, client: Client, round: Round) -> Tensors:
@@ -57,8 +57,8 @@ class FSLoRA(Strategy):
 
     def rank(self, full: int, index: int, client: str, round: Round) -> int:
         """This client's k. Raises UserError where the run's `ranks` exceed `full`, the global r."""
-        if self.ranks is None or not self.ranks:
-            return full
+        if not self.ranks:
+            return max(1, full >> index % 3)
         if (largest := max(self.ranks)) > full:
             raise UserError(
                 f"strategy.ranks asks for rank {largest}, above the global adapter.rank = {full}: "

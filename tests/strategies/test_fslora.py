@@ -140,10 +140,11 @@ def test_full_rank_is_fedit() -> None:
 
 
 def test_ranks_are_dealt_out_in_turn() -> None:
-    """A list goes round over clients as they joined; without `ranks` everybody has the full one."""
+    """A list goes round over clients as they joined; without `ranks` they have
+    r, r/2 and r/4 in turn, so that sketching happens unless it is asked not to."""
     method = FSLoRA(ranks=[2, 8])
     assert [method.rank(8, i, f"c{i}", Round(1)) for i in range(4)] == [2, 8, 2, 8]
-    assert METHOD.rank(8, 3, "c", Round(1)) == 8
+    assert [METHOD.rank(8, i, f"c{i}", Round(1)) for i in range(4)] == [8, 4, 2, 8]
 
 
 def test_ranks_are_drawn_from_a_table() -> None:

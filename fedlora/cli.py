@@ -87,7 +87,8 @@ def compare(
     from fedlora.runs import comparison_dir
     from simulations import compare as comparing
     from simulations.run import pool, simulate
-    from strategies import load, settings as known
+    from strategies import load
+    from strategies import settings as known
 
     methods = (*dict.fromkeys(m.strip() for m in names.split(",") if m.strip()),)
     methods = (*methods, *(b for b in comparing.BASELINES if b not in methods))
@@ -164,13 +165,14 @@ def export(
     """Write a run's adapter as a plain LoRA checkpoint for PEFT, or the whole model."""
     from fedlora import export as exporting
     from fedlora.runs import RunDir
+    from server.result import load_global
     from simulations import results
 
     opened = RunDir.open(run)
     checkpoint = results.latest(opened)
     resident = results.resident_of(opened)
     if client is None:
-        results.load_global(resident, checkpoint.state)
+        load_global(resident, checkpoint.state, checkpoint.round)
     else:
         results.load_client(resident, opened, checkpoint, client)
     task, name = resident.task, resident.config.model.name

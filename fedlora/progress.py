@@ -1,7 +1,5 @@
 """A run as it happens: bars on a terminal, plain lines elsewhere, the same lines in a log file."""
 
-import json
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,22 +118,3 @@ class Progress(Observer):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.file:
             self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-
-class LogObserver(Observer):
-    """A run as lines of a logger, for where Flower owns the terminal."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self.log = log
-
-    def client(
-        self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
-    ) -> None:
-        if reason:
-            self.log.warning("round %d, %s: %s left out: %s", round, phase, client, reason)
-
-    def round(self, row: Mapping[str, Any]) -> None:
-        self.log.info("round %d: %s", row["round"], json.dumps(row))
-
-    def note(self, text: str) -> None:
-        self.log.warning("%s", text)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import fedlora
-from fedlora.errors import UserError
+from fedlora.guard import called
 from fedlora.resident import Resident
 from fedlora.strategy import Round
 from server.roster import Member, Roster
@@ -24,27 +24,36 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return out
 
 
-def join(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> None:
-    """Enter a client that agrees. Raises UserError for a rank that the method cannot serve."""
-    strategy, scaling = resident.strategy, resident.adapter.scaling
-    id = str(facts["client"])
+def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> str:
+    """Why a node that says this of itself may not take part, or ""."""
+    id, examples, rank = (facts.get(k) for k in ("client", "examples", "rank"))
+    full = resident.adapter.scaling.rank
+    if not (isinstance(id, str) and id and isinstance(examples, int) and isinstance(rank, int)):
+        return "it does not say its client id, its examples and its rank"
+    if wrong := differences(resident.identity, facts):
+        return "; ".join(wrong)
     if roster.nodes.get(id, node) != node:
-        raise UserError(f"two nodes call themselves client '{id}': give each its own")
+        return "another node is that client already: give each node its own id"
+    if examples < 1:
+        return "it has no rows to train on"
+    if not 0 <= rank <= full:
+        return f"its rank {rank} is not within the run's adapter.rank = {full}"
+    if rank not in (0, full) and not resident.strategy.mixed_ranks:
+        name = type(resident.strategy).__name__
+        return f"its rank is {rank}, but {name} needs adapter.rank = {full} on every node"
+    return ""
+
+
+def join(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> None:
+    """Enter a client that was not refused; one that was here before keeps its rank."""
+    strategy, scaling = resident.strategy, resident.adapter.scaling
+    id, examples = facts["client"], facts["examples"]
     roster.nodes[id] = node
     if id in roster.members:
-        roster.members[id].examples = int(facts["examples"])
+        roster.members[id].examples = examples
         return
     index = len(roster.members)
-    round = Round(0, seed=resident.config.run.seed)
-    rank = int(facts.get("rank", 0)) or strategy.rank(scaling.rank, index, id, round)
-    if rank > scaling.rank:
-        raise UserError(
-            f"client {id} has rank {rank}, above the run's adapter.rank = {scaling.rank}: "
-            "lower its rank or raise adapter.rank"
-        )
-    if rank != scaling.rank and not strategy.mixed_ranks:
-        raise UserError(
-            f"client {id} has rank {rank}, but {type(strategy).__name__} needs adapter.rank = "
-            f"{scaling.rank} on everyone: use fslora, or set adapter.rank={rank}"
-        )
-    roster.members[id] = Member(index, int(facts["examples"]), rank, strategy.scale(scaling, rank))
+    start = Round(0, seed=resident.config.run.seed)
+    rank = facts["rank"] or called(strategy, "rank", scaling.rank, index, id, start)
+    scale = called(strategy, "scale", scaling, rank)
+    roster.members[id] = Member(index, examples, rank, scale)

@@ -15,6 +15,7 @@ from fedlora.wire import Parcel, nbytes
 from server.exchange import Exchange, message
 from server.roster import Roster
 from server.rounds import Traffic
+from server.screening import fault
 
 ROWS = 128  # rows behind a gradient where the server holds none of its own
 
@@ -25,7 +26,7 @@ class ServerBase:
     def __init__(self, resident: Resident, grid: Grid, roster: Roster) -> None:
         self._resident, self._grid, self._roster = resident, grid, roster
         self._deadline = resident.config.run.deadline
-        self._known: Tensors = {}
+        self._known: dict[tuple[str, str], torch.Tensor] = {}
         self._initial = resident.adapter.initial()
         self.rank = resident.adapter.scaling.rank
         self.scale = resident.adapter.scaling.at(self.rank)
@@ -47,10 +48,11 @@ class ServerBase:
     ) -> torch.Tensor:
         """G (m, n) of one module. Modules are measured a group at a time, in order, and a
         gradient is forgotten once it was asked for."""
-        if module not in self._known:
+        if (over, module) not in self._known:
             group = next(g for g in estimate.groups(dict(self.shapes)) if module in g)
-            self._known = getattr(self, f"_{over}")(group)
-        return self._known.pop(module)
+            measured: Tensors = getattr(self, f"_{over}")(group)
+            self._known = {(over, m): g for m, g in measured.items()}
+        return self._known.pop((over, module))
 
     def _server(self, group: list[str]) -> Tensors:
         rows = len(self._resident.federation.public)
@@ -62,18 +64,22 @@ class ServerBase:
         return estimate.summed(self._resident, "public", "", group, rows, self._head())
 
     def _clients(self, group: list[str]) -> Tensors:
-        return self._gathered(group, {"stage": "sum"}, {})
+        return self._gathered({m: self.shapes[m] for m in group}, {"stage": "sum"}, {})
 
     def _sketch(self, group: list[str]) -> Tensors:
         size = 2 * self.rank
-        ranges = self._gathered(group, {"stage": "range", "size": size}, {})
+        wide = {m: (self.shapes[m][0], size) for m in group}
+        ranges = self._gathered(wide, {"stage": "range", "size": size}, {})
         q = {m: torch.linalg.qr(y.double()).Q.float() for m, y in ranges.items()}
         sent = {f"{m}.range": t for m, t in q.items()}
-        projected = self._gathered(group, {"stage": "project"}, sent)
+        flat = {m: (q[m].shape[1], self.shapes[m][1]) for m in group}
+        projected = self._gathered(flat, {"stage": "project"}, sent)
         return {m: q[m] @ c for m, c in projected.items()}
 
-    def _gathered(self, group: list[str], facts: dict[str, object], sent: Tensors) -> Tensors:
-        """The sum over all present clients, in their order."""
+    def _gathered(
+        self, shapes: Mapping[str, tuple[int, int]], facts: dict[str, object], sent: Tensors
+    ) -> Tensors:
+        """The sum over all present clients, in their order, of one tensor a module."""
         total = sum(self._roster.members[c].examples for c in self._roster.present())
         replies: dict[str, Tensors] = {}
         exchange = Exchange(self._grid, self._deadline)
@@ -81,23 +87,25 @@ class ServerBase:
         for client in self._roster.present():
             share = self._roster.members[client].examples / total
             rows = max(1, round(share * (self._resident.config.data.public or ROWS)))
-            parcel = Parcel({**facts, "modules": group, "rows": rows}, {**self._head(), **sent})
-            self.traffic.sent(client, nbytes(parcel))
+            query = Parcel(
+                {**facts, "modules": list(shapes), "rows": rows}, {**self._head(), **sent}
+            )
+            self.traffic.sent(client, nbytes(query))
             node = self._roster.nodes[client]
-            exchange.push([message(parcel, node, "query.gradients", "0", self._deadline)])
+            exchange.push([message(query, node, "query.gradients", "0", self._deadline)])
+        expected = {m: torch.zeros(()).expand(shape) for m, shape in shapes.items()}
         for answer in exchange.answers():
             client = names[answer.node]
-            if answer.parcel is None or answer.parcel.facts.get("status") != "ok":
-                reason = answer.reason or str(answer.parcel and answer.parcel.facts["reason"])
+            parcel = answer.parcel or Parcel({"reason": answer.reason})
+            if parcel.facts.get("status") != "ok":
+                reason = str(parcel.facts.get("reason"))
+            else:
+                reason = fault(parcel.tensors, expected, None)
+            if reason:
                 raise UserError(f"client {client} gave no gradients for the first state: {reason}")
-            self.traffic.received(client, answer.parcel.received)
-            replies[client] = answer.parcel.tensors
-        summed: Tensors = {}
-        for client in sorted(replies):
-            for module in group:
-                g = replies[client][module]
-                summed[module] = summed[module] + g if module in summed else g
-        return summed
+            self.traffic.received(client, parcel.received)
+            replies[client] = parcel.tensors
+        return {m: sum((replies[c][m] for c in sorted(replies)), expected[m]) for m in shapes}
 
     def _head(self) -> Tensors:
         return select(self._initial, {"head"})

@@ -34,17 +34,24 @@ class Exchange:
         self.grid = grid
         self.until = time.monotonic() + deadline
         self._open: dict[str, int] = {}
+        self._unsent: list[int] = []
 
     def push(self, messages: Iterable[Message]) -> None:
+        """Flower gives None for a message that it could not send, and nothing if it sent none."""
         batch = list(messages)
-        ids = list(self.grid.push_messages(batch))
+        ids: list[str | None] = [*self.grid.push_messages(batch)] or [None] * len(batch)
         for m, id in zip(batch, ids, strict=True):
-            self._open[id] = m.metadata.dst_node_id
+            if id:
+                self._open[id] = m.metadata.dst_node_id
+            else:
+                self._unsent.append(m.metadata.dst_node_id)
 
     def answers(self) -> Iterator[Answer]:
         """Every node's answer once; those that are still missing at the deadline say so."""
         pause = FASTEST
-        while self._open:
+        while self._open or self._unsent:
+            while self._unsent:
+                yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
             replies = list(self.grid.pull_messages(list(self._open)))
             for reply in replies:
                 node = self._open.pop(reply.metadata.reply_to_message_id, None)

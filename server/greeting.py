@@ -22,6 +22,7 @@ class Greeter:
     def __init__(self, grid: Grid, resident: Resident, roster: Roster, observer: Observer) -> None:
         self.grid, self.resident, self.roster, self.observer = grid, resident, roster, observer
         self._greeted: set[int] = set()
+        self._silent: set[int] = set()
 
     def greet(self) -> None:
         """Wait until enough clients for a round are there. Raises UserError at the deadline, or at
@@ -30,12 +31,15 @@ class Greeter:
         wanted = run.clients_per_round
         need = wanted if isinstance(wanted, int) else run.min_replies
         until = time.monotonic() + run.deadline
+        self._greeted -= self._silent  # who did not answer is asked again, once a round
+        self._silent = set()
         while True:
             nodes = set(self.grid.get_node_ids())
-            self._hello(sorted(nodes - self._greeted))
-            self._greeted = nodes
+            # Who is gone goes first: a client that restarted comes back as another node.
             for client in [c for c, n in self.roster.nodes.items() if n not in nodes]:
                 del self.roster.nodes[client]
+            self._hello(sorted(nodes - self._greeted))
+            self._greeted = nodes
             there = len(self.roster.nodes)
             if there >= need:
                 return
@@ -47,23 +51,23 @@ class Greeter:
             time.sleep(PAUSE)
 
     def _hello(self, nodes: list[int]) -> None:
-        """Ask nodes who they are; those that disagree are named and left out."""
+        """Ask nodes who they are; those that cannot say or disagree are named and left out."""
         deadline = self.resident.config.run.deadline
         exchange = Exchange(self.grid, deadline)
         exchange.push(message(Parcel(), node, "query", "0", deadline) for node in nodes)
-        facts: dict[int, dict[str, Any]] = {}
+        said: dict[int, dict[str, Any]] = {}
         for answer in exchange.answers():
             if answer.parcel is None:
+                self._silent.add(answer.node)
                 self.observer.note(f"a node does not say who it is: {answer.reason}")
-            elif answer.parcel.facts["status"] == "wrong":
-                raise UserError(str(answer.parcel.facts["reason"]))
-            elif answer.parcel.facts["status"] != "ok":
-                self.observer.note(f"a node cannot take part: {answer.parcel.facts['reason']}")
+            elif answer.parcel.facts.get("status") != "ok":
+                reason = answer.parcel.facts.get("reason")
+                self.observer.note(f"a node cannot take part: {reason}")
             else:
-                facts[answer.node] = answer.parcel.facts
-        ours = self.resident.identity if facts else {}
-        for node in sorted(facts, key=lambda n: str(facts[n]["client"])):
-            if wrong := agreement.differences(ours, facts[node]):
-                self.observer.note(f"client {facts[node]['client']} refused: {'; '.join(wrong)}")
+                said[answer.node] = answer.parcel.facts
+        for node in sorted(said, key=lambda n: str(said[n].get("client"))):
+            facts = said[node]
+            if reason := agreement.refusal(self.roster, node, facts, self.resident):
+                self.observer.note(f"client {facts.get('client')} refused: {reason}")
             else:
-                agreement.join(self.roster, node, facts[node], self.resident)
+                agreement.join(self.roster, node, facts, self.resident)

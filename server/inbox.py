@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from fedlora.guard import called, checked
+from fedlora import guard
 from fedlora.mean import Mean
 from fedlora.runs import save
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
@@ -60,13 +60,13 @@ class Inbox:
         self._out.add(client)
         self._fold()
 
-    def changes(self) -> Tensors:
+    def changes(self) -> guard.Changes:
         """What changes in the state, once every client was accepted or refused."""
         strategy, state, round = self._strategy, self._state, self._round
         if is_linear(strategy):
-            return checked(strategy, "place", self._mean.result(), state)
-        result = called(strategy, "aggregate", state, self._updates(), round)
-        return checked(strategy, "aggregate", result, state)
+            return {**self._mean.result()}
+        result = guard.called(strategy, "aggregate", state, self._updates(), round)
+        return guard.changes(strategy, "aggregate", result, state)
 
     def weights(self) -> dict[str, float]:
         """p_i of every accepted client."""
@@ -86,9 +86,9 @@ class Inbox:
                 continue
             arrival = self.arrivals[id]
             update = self._update(arrival, arrival.share)
-            placed = called(self._strategy, "place", update, self._state, self._round)
-            placed = checked(self._strategy, "place", placed, self._state)
-            self._mean.add(placed, arrival.share)
+            placed = guard.called(self._strategy, "place", update, self._state, self._round)
+            guard.changes(self._strategy, "place", placed, self._state)
+            self._mean.add(guard.checked(self._strategy, "place", placed), arrival.share)
 
     def _updates(self) -> list[Update]:
         weights = self.weights()

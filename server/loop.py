@@ -10,17 +10,18 @@ import torch
 from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
-from fedlora.guard import called, checked
+from fedlora.guard import called, changes, checked
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir, save
-from fedlora.strategy import Client, Purpose, Round, merge, stays
+from fedlora.strategy import Purpose, Round, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, select
 from server.base import ServerBase
 from server.greeting import Greeter
 from server.inbox import Inbox
 from server.records import client_rows, mean, round_row
+from server.result import load_global
 from server.roster import Roster
 from server.rounds import Phase, Reply, Traffic
 from server.screening import fault
@@ -59,18 +60,16 @@ class Coordinator:
         else:
             self._begin()
         for number in range(last + 1, self.config.run.rounds + 1):
-            self._round(number)
+            with self.run.aside(number) as aside:
+                self._round(number, aside)
 
     def score(self, number: int) -> float | None:
-        """The global model on the server's rows; it is then in the resident adapter."""
-        scaling = self.resident.adapter.scaling
-        client = Client("server", scaling.rank, scaling.at(scaling.rank))
-        round = self._at(number, "evaluate")
-        view = called(self.strategy, "broadcast", self.state, client, round)
-        self.resident.adapter.load(view, client.scale)
+        """The global model on the server's rows. A method that keeps parts on clients has one
+        only before they differ."""
         rows = self.resident.encoded("", "test")
         if (self.local and number) or not len(rows):
             return None
+        load_global(self.resident, self.state, number)
         return self.resident.task.evaluate(self.resident.adapter.model, rows).score
 
     def _begin(self) -> None:
@@ -80,17 +79,19 @@ class Coordinator:
         self.greeter.greet()
         base = ServerBase(self.resident, self.grid, self.roster)
         first = called(self.strategy, "begin", base)
-        self.state = checked(self.strategy, "begin", first, base.initial())
+        self.state = merge({}, changes(self.strategy, "begin", first, base.initial()))
         score = self.score(0)
         row = round_row(0, base.traffic, time.monotonic() - started, score=score)
-        self._commit(0, [row], self.run.aside(0))
+        with self.run.aside(0) as aside:
+            self._commit(0, [row], aside)
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int, aside: Path) -> None:
         started = time.monotonic()
-        aside = self.run.aside(number)
         self.greeter.greet()
         clients = self._sample(number)
-        phase = Phase(self.grid, self.resident, self.roster, self.run.experiment, Traffic())
+        phase = Phase(
+            self.grid, self.resident, self.roster, self.run.experiment, Traffic(), self.observer
+        )
         outcome = self._train(phase, clients, number, aside)
         arrivals, weights = outcome.inbox.arrivals, outcome.inbox.weights()
         if self.config.run.keep == "updates":
@@ -112,8 +113,8 @@ class Coordinator:
             personalised=mean(scores, "score", held),
             loss=mean(trained, "loss", weights),
             clients=len(weights),
-            failed=outcome.failed,
-            dropped=outcome.dropped,
+            failed=dict(sorted(outcome.failed.items())),
+            dropped=dict(sorted(outcome.dropped.items())),
         )
         examples = {c: self.roster.members[c].examples for c in clients}
         rows = client_rows(number, examples, weights, trained, scores, phase.traffic)
@@ -121,8 +122,7 @@ class Coordinator:
 
     def _sample(self, number: int) -> list[str]:
         present = self.roster.present()
-        wanted = self.config.run.clients_per_round
-        count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(present)))
+        count = self.config.run.sampled(len(present))
         draw = stream(self.config.run.seed, "sample", number)
         order = torch.randperm(len(present), generator=draw)
         return sorted(present[i] for i in order[:count].tolist())
@@ -156,7 +156,8 @@ class Coordinator:
         client = self.roster.members[reply.client].as_client(reply.client)
         sent = {**select(self.state, self.local), **phase.sent[reply.client].view}
         trainable = select(sent, self.resident.adapter.parts)
-        expected = called(self.strategy, "upload", trainable, client, round)
+        upload = called(self.strategy, "upload", trainable, client, round)
+        expected = checked(self.strategy, "upload", upload)
         return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
 
     def _aggregate(self, inbox: Inbox, number: int) -> None:

@@ -1,6 +1,6 @@
 """The rows of metrics.jsonl: one a round, one a client and round."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from fedlora.runs import Row
 from server.rounds import Traffic
@@ -53,7 +53,8 @@ def client_rows(
 
 
 def mean(metrics: Metrics, key: str, weights: Mapping[str, float]) -> float | None:
-    """The weighted mean over the clients that report `key`; None where none does."""
-    have: Iterable[str] = [c for c in metrics if key in metrics[c] and weights.get(c, 0.0) > 0]
+    """The weighted mean over the clients that report `key`, whatever their order; None where none
+    does."""
+    have = [c for c in sorted(metrics) if key in metrics[c] and weights.get(c, 0.0) > 0]
     total = sum(weights[c] for c in have)
     return sum(weights[c] * metrics[c][key] for c in have) / total if total else None

@@ -1,15 +1,15 @@
 """One phase of a round: orders to clients, their replies, what the client lacks and no more."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from flwr.serverapp import Grid
 
-from fedlora.errors import UserError
-from fedlora.guard import called
+from fedlora.errors import MethodError
+from fedlora.guard import called, checked
 from fedlora.orders import Order
+from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
 from fedlora.tensors import Tensors, part_of
@@ -18,7 +18,6 @@ from fedlora.wire import Parcel, encode, nbytes
 from server.exchange import Exchange, message
 from server.roster import Member, Roster
 
-log = logging.getLogger("fedlora.server")
 Purpose = Literal["train", "evaluate"]
 
 
@@ -64,10 +63,12 @@ class Phase:
         roster: Roster,
         experiment: str,
         traffic: Traffic,
+        observer: Observer,
     ) -> None:
         self.grid, self.config, self.strategy = grid, resident.config, resident.strategy
         self.trained = self.strategy.trained & resident.adapter.parts
         self.roster, self.experiment, self.traffic = roster, experiment, traffic
+        self.observer = observer
         self.sent: dict[str, Sent] = {}
 
     def run(
@@ -95,7 +96,7 @@ class Phase:
                 self._forget(client, facts)
                 push(client)
             elif facts.get("status") == "wrong":
-                raise UserError(f"client {client}: {facts.get('reason')}")
+                raise MethodError(f"client {client}: {facts.get('reason')}")
             elif facts.get("status") != "ok":
                 yield Reply(client, None, str(facts.get("reason")))
             elif (facts.get("experiment"), facts.get("round")) != (self.experiment, round.number):
@@ -129,14 +130,14 @@ class Phase:
             server_rows=server_rows,
         )
         self.sent[client] = Sent(view, held, tag)
-        tensors = encode(patch.tensors, round.wire, self.trained)
-        return Parcel(order.facts(), tensors)
+        return Parcel(order.facts(), encode(patch.tensors, round.wire, self.trained))
 
     def _forget(self, client: str, facts: dict[str, object]) -> None:
         member = self.roster.members[client]
         member.tag, member.manifest = "", {}
         if facts.get("lost") == "own":
-            log.warning("client %s lost the parts that stayed with it: it starts them anew", client)
+            text = f"client {client} lost the parts that stayed with it: it starts them anew"
+            self.observer.note(text)
             member.own = 0
 
 
@@ -150,7 +151,8 @@ def view_of(
 ) -> Tensors:
     """What the client's adapter is to be, as it will arrive: trained parts in the wire's format,
     and the parts that stay with the client only until it has its own."""
-    view = called(strategy, "broadcast", state, member.as_client(client), round)
+    result = called(strategy, "broadcast", state, member.as_client(client), round)
+    view = checked(strategy, "broadcast", result)
     own = stays(strategy) if member.own else set()
     return {
         k: round.assigned(t) if part_of(k) in trained else t

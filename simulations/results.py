@@ -5,8 +5,7 @@ from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, RunDir
-from fedlora.strategy import Client, Round
-from fedlora.tensors import Tensors
+from fedlora.strategy import Round
 from server.roster import Roster
 from server.rounds import view_of
 from strategies import load
@@ -19,20 +18,10 @@ def resident_of(run: RunDir) -> Resident:
 
 def latest(run: RunDir) -> Checkpoint:
     """The last whole checkpoint. Raises UserError where there is none yet."""
-    for number in reversed(run.rounds()):
-        try:
-            return run.load(number)
-        except (OSError, ValueError, KeyError):
-            continue
-    raise UserError(f"{run.path} has no whole checkpoint yet")
-
-
-def load_global(resident: Resident, state: Tensors) -> None:
-    """The global model of a state, into the resident adapter."""
-    scaling = resident.adapter.scaling
-    client = Client("server", scaling.rank, scaling.at(scaling.rank))
-    view = resident.strategy.broadcast(state, client, _round(resident))
-    resident.adapter.load(view, client.scale)
+    checkpoint, _ = run.last()
+    if checkpoint is None:
+        raise UserError(f"{run.path} has no whole checkpoint yet")
+    return checkpoint
 
 
 def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str) -> None:
@@ -59,7 +48,7 @@ def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str
             raise UserError(
                 f"what stayed with client {id} is not in {run.path}: {e}; export it where it is"
             ) from None
-    resident.adapter.load(tensors, member.scale)
+    resident.load(tensors, member.scale)
 
 
 def _round(resident: Resident) -> Round:

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from fedlora import report
 from fedlora.config import Config
 from fedlora.errors import UserError
-from fedlora.export import save_peft
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from server.loop import Coordinator
+from server.result import finish
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
-from simulations.results import load_global
 
 Watch = Callable[[Path], AbstractContextManager[Observer]]
 
@@ -47,16 +45,5 @@ def simulate(
         if fresh and not run.rounds():
             shutil.rmtree(run.path)
         raise
-    finish(coordinator)
+    finish(resident, run, coordinator.state)
     return run
-
-
-def finish(coordinator: Coordinator) -> None:
-    """The final adapter as plain PEFT, and the curves."""
-    resident, run = coordinator.resident, coordinator.run
-    load_global(resident, coordinator.state)
-    folder = run.path / "adapter"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that is done again from its last round
-    name, task = resident.config.model.name, resident.task
-    save_peft(resident.adapter, folder, name, task.type, task.tokenizer)
-    report.curves(report.load(run.metrics), run.path / "curves.png")

@@ -1,14 +1,13 @@
 """Progress: the same run on a terminal, in a pipe and in a log file."""
 
 import io
-import logging
 import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fedlora.progress import LogObserver, Observer, Progress
+from fedlora.progress import Observer, Progress
 
 ROW = {"round": 3, "score": 0.81, "personalised": None, "loss": 0.5123, "seconds": 12.34}
 ROW |= {"bytes_up": 1_230_000, "bytes_down": 0}
@@ -94,13 +93,3 @@ def test_a_failing_run_ends_bars_and_log() -> None:
 def test_the_observer_does_nothing() -> None:
     """Whoever watches a part of a run overrides that part only."""
     play(Observer())
-
-
-def test_a_logger_gets_rounds_troubles_and_notes(caplog: pytest.LogCaptureFixture) -> None:
-    """Where Flower owns the terminal, rounds are information, troubles and notes warnings."""
-    with caplog.at_level(logging.INFO):
-        play(LogObserver(logging.getLogger("fedlora.test")))
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
-    assert "[bold]films left out: NaN loss at step 7" in caplog.messages[0]
-    assert '"bytes_up": 1230000' in caplog.messages[1]
-    assert caplog.messages[2] == LINES[-1]

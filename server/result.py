@@ -1,0 +1,31 @@
+"""What a run leaves: the global model, its adapter as plain PEFT, the curves."""
+
+import shutil
+
+from fedlora import report
+from fedlora.export import save_peft
+from fedlora.guard import called, checked
+from fedlora.resident import Resident
+from fedlora.runs import RunDir
+from fedlora.strategy import Client, Round
+from fedlora.tensors import Tensors
+
+
+def load_global(resident: Resident, state: Tensors, number: int) -> None:
+    """The global model after a round, into the resident adapter: what a client of full rank would
+    be sent to evaluate."""
+    scaling, run = resident.adapter.scaling, resident.config.run
+    client = Client("server", scaling.rank, scaling.at(scaling.rank))
+    round = Round(number, "evaluate", run.seed, run.wire_dtype)
+    view = called(resident.strategy, "broadcast", state, client, round)
+    resident.load(checked(resident.strategy, "broadcast", view), client.scale)
+
+
+def finish(resident: Resident, run: RunDir, state: Tensors) -> None:
+    """Write the final adapter and the picture of the curves into the run directory."""
+    load_global(resident, state, resident.config.run.rounds)
+    folder = run.path / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run whose last round was done again
+    name, task = resident.config.model.name, resident.task
+    save_peft(resident.adapter, folder, name, task.type, task.tokenizer)
+    report.curves(report.load(run.metrics), run.path / "curves.png")

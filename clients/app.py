@@ -14,7 +14,7 @@ from clients import participant
 from clients.query import gradients, hello
 from clients.store import Store
 from fedlora import settings, wire
-from fedlora.errors import UserError
+from fedlora.errors import MethodError, UserError
 from fedlora.orders import Order, answer
 from fedlora.resident import Resident
 from fedlora.wire import Parcel
@@ -97,8 +97,10 @@ def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
     """Run the work; what goes wrong is told to the server in words, and logged here in full."""
     try:
         parcel = work(wire.unpack(message.content))
-    except UserError as e:
+    except MethodError as e:
         parcel = answer("wrong", str(e))
+    except UserError as e:
+        parcel = answer("error", str(e))
     except Exception as e:
         log.exception("this client could not answer")
         parcel = answer("error", f"{type(e).__name__}: {e}")

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
 
 import torch
 
 from clients.store import Missing, Store
 from fedlora import views
-from fedlora.guard import called
+from fedlora.errors import MethodError
+from fedlora.guard import called, checked
 from fedlora.orders import Order, answer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, stays
@@ -27,25 +27,29 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
         return answer("stale", str(e), lost=e.what)
     round, client = _round(resident, order), order.as_client()
     trains = called(strategy, "trains", round) & adapter.parts
-
+    if not (parameters := adapter.trainable(trains)):
+        where = f"{type(strategy).__name__}.trains"
+        raise MethodError(f"{where} leaves nothing to train in round {order.round}")
+    before = adapter.read(trains)
     fitted = fit(
         resident.task,
         adapter.model,
-        adapter.trainable(trains),
+        parameters,
         resident.encoded(order.client, "train"),
         resident.config.train,
         (resident.config.run.seed, "train", order.client, order.round),
     )
-    trained = {**tensors, **adapter.read(trains)}
-    if fitted.steps and math.isfinite(fitted.loss) and _unmoved(tensors, trained, trains):
+    after = adapter.read(trains)
+    if math.isfinite(fitted.loss) and all(torch.equal(before[k], t) for k, t in after.items()):
         return answer("error", "training moved no weight")
+    trained = {**tensors, **after}
     if kept := select(trained, stays(strategy) & adapter.parts):
         store.keep_own(kept, order.round, order.own)
 
     trainable = select(trained, adapter.parts)  # a frozen head is not the method's to send
     upload = called(strategy, "upload", trainable, client, round)
     reply = answer("ok", round=order.round, experiment=order.experiment)
-    reply.tensors = encode(upload, round.wire, strategy.trained)
+    reply.tensors = encode(checked(strategy, "upload", upload), round.wire, strategy.trained)
     reply.metrics = {"loss": fitted.loss, "seconds": time.monotonic() - started}
     return reply
 
@@ -82,14 +86,10 @@ def _assemble(resident: Resident, store: Store, order: Order, parcel: Parcel) ->
     own = store.own(order.own) if order.own else {}
     store.keep_view(view, order.tag, order.basis)
     tensors = {**view, **own}
-    resident.adapter.load(tensors, order.scale)
+    resident.load(tensors, order.scale)
     return tensors
 
 
 def _round(resident: Resident, order: Order) -> Round:
     run = resident.config.run
     return Round(order.round, order.purpose, run.seed, run.wire_dtype)
-
-
-def _unmoved(before: Mapping[str, torch.Tensor], after: Tensors, parts: set[str]) -> bool:
-    return all(torch.equal(before[k], t) for k, t in select(after, parts).items())

@@ -4,6 +4,7 @@ Values come from the defaults here, then the method's own documented defaults, t
 then `section.key=value`; the later one wins. `fedlora.settings` reads and merges them.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -62,6 +63,11 @@ class Run(Section):
         if isinstance(n, float) and not 0 < n <= 1:
             raise ValueError("clients_per_round is a whole number, or a fraction in (0, 1]")
         return self
+
+    def sampled(self, present: int) -> int:
+        """Clients of a round where so many are present: halves are rounded up, at least one."""
+        n = self.clients_per_round
+        return min(n, present) if isinstance(n, int) else max(1, math.floor(n * present + 0.5))
 
     @property
     def wire_dtype(self) -> torch.dtype:

@@ -48,5 +48,5 @@ class Order:
 
 def answer(status: Status, reason: str = "", **facts: object) -> Parcel:
     """A reply without tensors: `stale` asks for the whole view, `error` is this client's failure,
-    `wrong` a mistake in the configuration or the method, which ends the run."""
+    `wrong` a mistake of the method's, which is everybody's and ends the run."""
     return Parcel({"status": status, "reason": reason, **facts})

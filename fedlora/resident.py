@@ -6,9 +6,10 @@ from typing import Any
 from fedlora import data, tasks
 from fedlora.adapters import Adapter
 from fedlora.config import Config
-from fedlora.errors import UserError
+from fedlora.errors import MethodError, UserError
 from fedlora.models import digest, tokenizer_digest
 from fedlora.strategy import Strategy
+from fedlora.tensors import Tensors
 
 
 class Resident:
@@ -39,6 +40,15 @@ class Resident:
                 f"adapter.kind = {self.config.adapter.kind} has none: choose another kind"
             )
         return adapter
+
+    def load(self, view: Tensors, scale: float) -> None:
+        """A whole adapter: the view, and where it says nothing what the adapter began with, so
+        that nothing stays of whoever was loaded before. Raises MethodError where it cannot be."""
+        try:
+            self.adapter.load({**self.adapter.initial(), **view}, scale)
+        except UserError as e:
+            where = f"{type(self.strategy).__name__}.broadcast"
+            raise MethodError(f"{where} gave what the adapter cannot hold: {e}") from None
 
     @cached_property
     def identity(self) -> dict[str, Any]:

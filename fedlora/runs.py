@@ -13,11 +13,14 @@ the state's digest, so that damage shows and the round before is used.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +98,16 @@ class RunDir:
         found = (re.fullmatch(r"round-(\d{4,})", p.name) for p in self.path.iterdir())
         return sorted(int(m[1]) for m in found if m)
 
-    def aside(self, number: int) -> Path:
-        """An empty directory in which a round is prepared."""
+    @contextmanager
+    def aside(self, number: int) -> Iterator[Path]:
+        """An empty directory in which a round is prepared; gone afterwards unless committed."""
         path = self.path / f".round-{number:04d}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
-        return path
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, checkpoint: Checkpoint, aside: Path, keep: str) -> None:
         """Make a round permanent: all of it or nothing of it."""
@@ -124,16 +131,18 @@ class RunDir:
 
     def resume(self) -> tuple[Checkpoint | None, list[str]]:
         """The last whole checkpoint, metrics rewound to it, and what was wrong with later ones."""
+        checkpoint, wrong = self.last()
+        self._rewind(checkpoint)
+        return checkpoint, wrong
+
+    def last(self) -> tuple[Checkpoint | None, list[str]]:
+        """The last whole checkpoint, if there is one, and what is wrong with later ones."""
         wrong: list[str] = []
         for number in reversed(self.rounds()):
             try:
-                checkpoint = self.load(number)
-            except (OSError, ValueError, KeyError, SafetensorError) as e:
+                return self.load(number), wrong
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
                 wrong.append(f"the checkpoint of round {number} is damaged ({e}): it is not used")
-                continue
-            self._rewind(checkpoint)
-            return checkpoint, wrong
-        self._rewind(None)
         return None, wrong
 
     def load(self, number: int) -> Checkpoint:
@@ -149,9 +158,17 @@ class RunDir:
         """Metrics up to this round, whose own rows come from the checkpoint itself."""
         lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else []
         number = checkpoint.round if checkpoint else 0
-        kept = [x for x in lines if x.endswith("}") and json.loads(x)["round"] < number]
+        kept = [x for x in lines if _round_of(x) < number]
         own = [json.dumps(row) for row in checkpoint.rows] if checkpoint else []
         _write(self.metrics, "".join(f"{x}\n" for x in kept + own))
+
+
+def _round_of(line: str) -> float:
+    """The round that a line of metrics is about; none comes as late as a line cut short."""
+    try:
+        return int(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def comparison_dir(config: Config) -> Path:

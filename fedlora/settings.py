@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -35,10 +36,11 @@ def resolve(
         ignore: settings of other methods, to be passed over where one table serves many methods.
     """
     given = _tables(given)
-    strategy = Config().strategy | given.get("strategy", {})
+    strategy = merged({"strategy": Config().strategy}, given)["strategy"]
     cls = load(str(strategy["name"]))
     settings = {k: v for k, v in strategy.items() if k != "name"}
     settings = {k: v for k, v in settings.items() if k in cls.model_fields or k not in set(ignore)}
+    settings = _without_nulls(settings, cls)
     method = _validated(cls, settings, "strategy")
 
     tree = merged(_nested(cls.defaults), given)
@@ -103,7 +105,7 @@ def _validated(model: type[M], tree: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(tree)
     except ValidationError as e:
-        lines = [_line(model, error, where) for error in e.errors()]
+        lines = dict.fromkeys(_line(model, error, where) for error in e.errors())
         raise UserError(
             "the configuration is wrong:\n" + "\n".join(f"  {x}" for x in lines)
         ) from None
@@ -112,16 +114,18 @@ def _validated(model: type[M], tree: Mapping[str, Any], where: str) -> M:
 def _line(model: type[BaseModel], error: Any, where: str) -> str:
     path = [str(x) for x in error["loc"]]
     fields = model.model_fields
-    if len(path) > 1 and path[0] in fields:
-        section = fields[path[0]].annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            fields, path = section.model_fields, [path[0], path[1]]
+    section = fields[path[0]].annotation if path and path[0] in fields else None
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        fields, path = section.model_fields, path[:2]
+    else:
+        path = path[:1]  # what follows is the way into a union or a list
+    known = [*(["name"] if where == "strategy" else []), *fields]
     key = ".".join([where, *path] if where else path)
     if error["type"] == "extra_forbidden":
-        return (
-            f"{key}: no such key{nearest(path[-1], fields)} (known: {', '.join(fields) or 'none'})"
-        )
-    return f"{key} = {error['input']!r}: {error['msg']}"
+        return f"{key}: no such key{nearest(path[-1], known)} (known: {', '.join(known)})"
+    message = error["msg"].removeprefix("Value error, ")
+    whole = isinstance(error["input"], dict | BaseModel)  # several fields that do not go together
+    return f"{key}: {message}" if whole else f"{key} = {error['input']!r}: {message}"
 
 
 def _value(text: str) -> Any:
@@ -141,7 +145,11 @@ def _value(text: str) -> Any:
 
 
 def _scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    """A text that reads as something else, such as "2024", is quoted."""
+    plain = isinstance(value, bool | int | float) or (
+        isinstance(value, str) and _value(value) == value
+    )
+    return value if plain else json.dumps(value)
 
 
 def _nested(flat: Mapping[str, Any]) -> Tree:
@@ -151,12 +159,15 @@ def _nested(flat: Mapping[str, Any]) -> Tree:
         table = tree
         for name in path:
             table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise UserError(f"'{key}': {name} was given a value already, so it has no keys")
         table[last] = value
     return tree
 
 
 def _tables(tree: Mapping[str, Any]) -> Tree:
-    """A copy in which each section is a table and the string 'null' is None."""
+    """A copy in which each section is a table and the string 'null' is None. Where a field cannot
+    be null that stands for its default, the method's where it has one, and is left out."""
     for section, table in tree.items():
         if section not in Config.model_fields:
             known = ", ".join(Config.model_fields)
@@ -164,8 +175,23 @@ def _tables(tree: Mapping[str, Any]) -> Tree:
             raise UserError(f"there is no section '{section}'{hint} (sections: {known})")
         if not isinstance(table, Mapping):
             raise UserError(f"'{section}' is a section: write {section}.key=value")
-    return {
+    nulls = {
         s: {k: None if v == "null" else v for k, v in table.items()} for s, table in tree.items()
+    }
+    return {
+        s: _without_nulls(table, Config.model_fields[s].annotation) for s, table in nulls.items()
+    }
+
+
+def _without_nulls(table: Tree, model: Any) -> Tree:
+    """The table less the nulls of fields whose type does not admit them."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {k: v for k, v in table.items() if k != "name" or v is not None}
+    fields = model.model_fields
+    return {
+        k: v
+        for k, v in table.items()
+        if v is not None or k not in fields or NoneType in get_args(fields[k].annotation)
     }
 
 

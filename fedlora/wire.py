@@ -7,9 +7,9 @@ against its own header before a byte is read.
 
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -22,6 +22,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 assert sys.byteorder == "little", "tensors cross the wire as little-endian bytes"
 
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 Facts = dict[str, Any]  # int, float, str, bool, bytes or a list of one of them
 
 
@@ -65,17 +66,18 @@ def pack(parcel: Parcel) -> RecordDict:
 
 
 def unpack(content: RecordDict) -> Parcel:
-    """Flower's records as a parcel. Raises WireError naming the tensor that is malformed."""
-    try:
-        arrays, facts, metrics = (content[key] for key in ("tensors", "facts", "metrics"))
-    except KeyError as e:
-        raise WireError(f"the message lacks its record {e}") from None
-    if not isinstance(arrays, ArrayRecord):
-        raise WireError("the message's tensors are no ArrayRecord")
+    """Flower's records as a parcel, without metrics that are no finite number. Raises WireError
+    naming the record or the tensor that is malformed."""
+    arrays = _record(content, "tensors", ArrayRecord)
+    metrics = _record(content, "metrics", MetricRecord)
     return Parcel(
-        facts=dict(facts),
+        facts=dict(_record(content, "facts", ConfigRecord)),
         tensors={name: _tensor(name, array) for name, array in arrays.items()},
-        metrics={k: float(v) for k, v in _mapping(metrics).items()},
+        metrics={
+            k: float(v)
+            for k, v in metrics.items()
+            if isinstance(v, int | float) and math.isfinite(v)
+        },
         received=sum(len(array.data) for array in arrays.values()),
     )
 
@@ -97,5 +99,8 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
     return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape).float()
 
 
-def _mapping(record: Any) -> Mapping[str, Any]:
-    return record if isinstance(record, Mapping) else dict(record)
+def _record(content: RecordDict, name: str, kind: type[R]) -> R:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise WireError(f"the message's {name} are {type(record).__name__}, not {kind.__name__}")
+    return record

@@ -1,6 +1,5 @@
 """Several methods from the same seed, data and rows, beside two baselines."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +31,8 @@ def resolved(
     config, made = settings.resolve(given, strategies.load, ignore=ignore)
     if not pooled:
         return config, made
-    share = config.run.clients_per_round
     steps = config.train.steps
-    sampled = share if isinstance(share, int) else max(1, math.floor(share * clients + 0.5))
+    sampled = config.run.sampled(clients)
     given["run"] = run | {"clients_per_round": 1}
     given["data"] = tree.get("data", {}) | {"pooled": True}
     given["train"] = tree.get("train", {}) | {"steps": steps and steps * sampled}

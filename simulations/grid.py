@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.config import Config
 from fedlora.settings import to_flat
-from simulations.pool import Job, Pool
+from simulations.pool import Job, Pool, expired
 from simulations.worker import answer
 
 WAIT = 0.05  # seconds that a pull waits for the next reply
@@ -77,6 +77,7 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there; waits a moment for the first. Replies to messages that nobody
         asks for any more (their deadline passed) are thrown away."""
+        self._inline = [job for job in self._inline if not expired(job.message)]
         if self._inline:
             self._replies.put(self._answered(self._inline.pop(0)))
         wanted, found = set(message_ids), []

@@ -8,6 +8,7 @@ answered with an error. When the parent goes away the pipe closes and the worker
 import json
 import multiprocessing
 import threading
+import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
@@ -32,12 +33,19 @@ class Job(NamedTuple):
     replies: "SimpleQueue[Message]"
 
 
+def expired(message: Message) -> bool:
+    """Whether its time to live is over, so that nobody waits for the answer."""
+    return time.time() > message.metadata.created_at + message.metadata.ttl
+
+
 class Pool:
     """Worker processes behind one queue of jobs. Use as a context manager."""
 
     def __init__(self, workers: int, threads: int) -> None:
         self.workers, self.threads = workers, threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._processes: dict[str, SpawnProcess] = {}
+        self._closed = False
         self._keepers = [
             threading.Thread(target=self._keep, daemon=True, name=f"worker-{i}")
             for i in range(workers)
@@ -51,6 +59,10 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """What is still being worked on is wanted by nobody any more, and is cut short."""
+        self._closed = True
+        for process in list(self._processes.values()):
+            process.terminate()
         for _keeper in self._keepers:
             self._jobs.put(None)
         for keeper in self._keepers:
@@ -62,13 +74,17 @@ class Pool:
     def _keep(self) -> None:
         """One thread a worker: hand it jobs, one at a time; start another where it died."""
         process, pipe = self._start()
-        while (job := self._jobs.get()) is not None:
+        while (job := self._jobs.get()) is not None and not self._closed:
+            if expired(job.message):
+                continue
             try:
                 pipe.send_bytes(json.dumps(job.context).encode())
                 pipe.send_bytes(message_to_proto(job.message).SerializeToString())
                 reply = message_from_proto(Proto.FromString(pipe.recv_bytes()))
             except (EOFError, OSError):
                 process.join()
+                if self._closed:
+                    return
                 reason = f"its worker process ended with exit code {process.exitcode}"
                 reply = Message(Error(CRASHED, reason), reply_to=job.message)
                 process, pipe = self._start()
@@ -82,4 +98,5 @@ class Pool:
         process = context.Process(target=serve, args=(theirs, self.threads), daemon=True)
         process.start()
         theirs.close()
+        self._processes[threading.current_thread().name] = process
         return process, ours

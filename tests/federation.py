@@ -1,0 +1,195 @@
+"""A whole federation in about a second: a two-layer BERT, 190 rows of three domains, in process.
+
+Words decide the label, each domain has its own words beside the common ones, and the clients have
+90, 60 and 40 rows, so that means are uneven. Shapes: query (32, 32), intermediate.dense (48, 32).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+import strategies
+from fedlora import settings
+from fedlora.config import Config
+from fedlora.progress import Observer
+from fedlora.resident import Resident
+from fedlora.runs import RunDir
+from fedlora.strategy import Strategy
+from fedlora.streams import forked, stream
+from fedlora.tensors import Tensors
+from server.loop import Coordinator
+from simulations.grid import InProcessGrid
+from simulations.pool import Pool
+
+ROWS = {"books": 90, "films": 60, "shops": 40}
+WORDS = {
+    domain: {label: [f"{domain[0]}{label}{i}" for i in range(4)] for label in ("bad", "good")}
+    for domain in ("common", *ROWS)
+}
+FILLERS = [f"filler{i}" for i in range(12)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 24,
+    "initializer_range": 0.25,
+}
+TARGETS = ["query", "intermediate.dense"]
+
+
+@dataclass(frozen=True)
+class World:
+    """A model and rows on disk."""
+
+    model: Path
+    data: Path
+
+    def tree(self, root: Path, given: Mapping[str, Any]) -> settings.Tree:
+        """Settings by dotted key over small defaults; runs are in `root`."""
+        small = {
+            "run": {"rounds": 3, "dir": str(root), "name": "run"},
+            "model": {"name": str(self.model)},
+            "adapter": {"rank": 4, "target_modules": TARGETS},
+            "data": {"name": str(self.data), "public": 16, "max_length": 16},
+            "train": {"steps": 6, "batch_size": 8, "lr": 0.01},
+            "simulation": {"workers": 0},
+        }
+        nested: settings.Tree = {}
+        for key, value in given.items():
+            section, _, name = key.partition(".")
+            nested.setdefault(section, {})[name] = value
+        return settings.merged(small, nested)
+
+
+def make(root: Path) -> World:
+    """Write the model, its tokenizer and the rows into a new folder."""
+    vocabulary = [*SPECIAL, *FILLERS, *(w for d in WORDS.values() for x in d.values() for w in x)]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(root / "model")
+    with forked(0, "tests"):
+        BertModel(BertConfig(vocab_size=len(vocabulary), **SIZES)).save_pretrained(root / "model")
+    rows = [row(domain, i) for domain, count in ROWS.items() for i in range(count)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return World(root / "model", root / "rows.jsonl")
+
+
+def row(domain: str, i: int) -> dict[str, str]:
+    """Two words that tell the label, one of them the domain's own, among four that do not."""
+    draw = stream(0, "tests", domain, i)
+    label = ("bad", "good")[i % 2]
+    tell = [WORDS[d][label][_pick(4, draw)] for d in ("common", domain)]
+    words = tell + [FILLERS[_pick(12, draw)] for _ in range(4)]
+    order = torch.randperm(len(words), generator=draw).tolist()
+    return {"text": " ".join(words[j] for j in order), "label": label, "domain": domain}
+
+
+def _pick(n: int, draw: torch.Generator) -> int:
+    return int(torch.randint(n, (), generator=draw))
+
+
+class Watch(Observer):
+    """Everything that the round loop tells, as lines; calls `after` a round was committed."""
+
+    def __init__(self, after: Callable[[int], None] = lambda number: None) -> None:
+        self.notes: list[str] = []
+        self.reasons: list[tuple[int, str, str, str]] = []
+        self.after = after
+
+    def client(
+        self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
+    ) -> None:
+        if reason:
+            self.reasons.append((round, phase, client, reason))
+
+    def round(self, row: Mapping[str, Any]) -> None:
+        self.after(row["round"])
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@dataclass
+class Ran:
+    """A federation that ran, for inspection."""
+
+    run: RunDir
+    resident: Resident
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def config(self) -> Config:
+        return self.resident.config
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.resident.strategy
+
+    def state(self, number: int) -> Tensors:
+        return load_file(self.run.round(number) / "state.safetensors")
+
+    def rows(self, kind: str = "round") -> list[dict[str, Any]]:
+        lines = self.run.metrics.read_text().splitlines()
+        return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+    def row(self, number: int, client: str = "") -> dict[str, Any]:
+        kind = "client" if client else "round"
+        (found,) = [
+            r
+            for r in self.rows(kind)
+            if r["round"] == number and (not client or r["client"] == client)
+        ]
+        return found
+
+
+def federate(
+    world: World,
+    root: Path,
+    method: str = "fedex",
+    *,
+    watch: Watch | None = None,
+    pool: Pool | None = None,
+    grid: Callable[[InProcessGrid], Any] = lambda grid: grid,
+    resume: bool = False,
+    **given: Any,
+) -> Ran:
+    """Run a federation as `simulate` does, without its closing pictures.
+
+    Args:
+        grid: wraps the grid, to play tricks on its messages.
+        given: settings with `__` for the dot, as in run__rounds=2.
+    """
+    flat = {k.replace("__", ".", 1): v for k, v in given.items()}
+    tree = world.tree(root, {"strategy.name": method, **flat})
+    config, strategy = settings.resolve(tree, strategies.load)
+    resident = Resident(config, strategy)
+    run = RunDir.open("run", str(root)) if resume else RunDir.create(config)
+    watch = watch or Watch()
+    clients = len(resident.federation.clients)
+    inner = InProcessGrid(config, clients, run.path / "clients", pool or Pool(0, 1))
+    Coordinator(grid(inner), resident, run, watch).serve()
+    return Ran(run, resident, watch)
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    """The same names and the same bits."""
+    return one.keys() == other.keys() and all(torch.equal(t, other[k]) for k, t in one.items())

@@ -14,11 +14,15 @@ os.environ.update(
 
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.federation import World
 
 torch.set_num_threads(1)
 settings.register_profile("fedlora", deadline=None, derandomize=True, database=None)
@@ -35,3 +39,17 @@ def global_rng_untouched() -> Iterator[None]:
     before = states()
     yield
     assert states() == before, "a global random generator moved"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
+    """A tiny model and its rows; see tests/federation.py."""
+    import datasets
+
+    from tests import federation
+
+    cache = str(tmp_path_factory.mktemp("datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_DATASETS_CACHE", cache)  # for worker processes
+        yield federation.make(tmp_path_factory.mktemp("world"))

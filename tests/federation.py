@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -23,14 +24,14 @@ from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from fedlora.streams import forked, stream
-from fedlora.tensors import Tensors
+from fedlora.tensors import Tensors, module_of
 from server.loop import Coordinator
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
 
 ROWS = {"books": 90, "films": 60, "shops": 40}
 WORDS = {
-    domain: {label: [f"{domain[0]}{label}{i}" for i in range(4)] for label in ("bad", "good")}
+    domain: {label: [f"{domain[0]}{label}{i}" for i in range(2)] for label in ("bad", "good")}
     for domain in ("common", *ROWS)
 }
 FILLERS = [f"filler{i}" for i in range(12)]
@@ -94,11 +95,11 @@ def make(root: Path) -> World:
 
 
 def row(domain: str, i: int) -> dict[str, str]:
-    """Two words that tell the label, one of them the domain's own, among four that do not."""
+    """Three words that tell the label, one of them the domain's own, among three that do not."""
     draw = stream(0, "tests", domain, i)
     label = ("bad", "good")[i % 2]
-    tell = [WORDS[d][label][_pick(4, draw)] for d in ("common", domain)]
-    words = tell + [FILLERS[_pick(12, draw)] for _ in range(4)]
+    tell = [WORDS[d][label][_pick(2, draw)] for d in ("common", "common", domain)]
+    words = tell + [FILLERS[_pick(12, draw)] for _ in range(3)]
     order = torch.randperm(len(words), generator=draw).tolist()
     return {"text": " ".join(words[j] for j in order), "label": label, "domain": domain}
 
@@ -107,13 +108,21 @@ def _pick(n: int, draw: torch.Generator) -> int:
     return int(torch.randint(n, (), generator=draw))
 
 
-class Watch(Observer):
-    """Everything that the round loop tells, as lines; calls `after` a round was committed."""
+class Crash(Exception):
+    """The process ends here."""
 
-    def __init__(self, after: Callable[[int], None] = lambda number: None) -> None:
+
+class Watch(Observer):
+    """Notes, and (round, phase, client, reason) of failures; does `at` a round's phase ("start",
+    "train", "aggregate", "evaluate", "committed") what it is given."""
+
+    def __init__(self, at: Callable[[int, str], None] = lambda round, phase: None) -> None:
         self.notes: list[str] = []
         self.reasons: list[tuple[int, str, str, str]] = []
-        self.after = after
+        self.at = at
+
+    def phase(self, round: int, name: str, clients: int) -> None:
+        self.at(round, name)
 
     def client(
         self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
@@ -122,10 +131,20 @@ class Watch(Observer):
             self.reasons.append((round, phase, client, reason))
 
     def round(self, row: Mapping[str, Any]) -> None:
-        self.after(row["round"])
+        self.at(row["round"], "committed")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def crash_at(*when: object) -> Watch:
+    """A watch that ends the process at this (round, phase)."""
+
+    def at(*now: object) -> None:
+        if now == when:
+            raise Crash(f"at {now}")
+
+    return Watch(at)
 
 
 @dataclass
@@ -193,3 +212,37 @@ def federate(
 def same(one: Tensors, other: Tensors) -> bool:
     """The same names and the same bits."""
     return one.keys() == other.keys() and all(torch.equal(t, other[k]) for k, t in one.items())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One client's files of a round that was run with run.keep = "updates"."""
+
+    client: str
+    weight: float
+    rank: int
+    scale: float
+    sent: Tensors
+    update: Tensors
+
+
+def kept(ran: Ran, number: int) -> list[Kept]:
+    """What was sent and received in a round, from the files alone."""
+    found = []
+    for path in sorted(ran.run.round(number).glob("update-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+        sent = load_file(path.with_name(path.name.replace("update-", "sent-")))
+        rank, weight, scale = int(facts["rank"]), float(facts["weight"]), float(facts["scale"])
+        found.append(Kept(facts["client"], weight, rank, scale, sent, load_file(path)))
+    return found
+
+
+def delta(tensors: Tensors, module: str, scale: float) -> torch.Tensor:
+    """W - W0 of a module from the equation, (m, n) in float64: s B R A + P Q + D."""
+    t = {k.rpartition(".")[2]: v.double() for k, v in tensors.items() if module_of(k) == module}
+    product = t["B"] @ t["R"] if "R" in t else t["B"]
+    total = scale * product @ t["A"]
+    if "P" in t:
+        total = total + t["P"] @ t["Q"]
+    return total + t["D"] if "D" in t else total

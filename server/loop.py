@@ -99,10 +99,7 @@ class Coordinator:
         self._aggregate(outcome.inbox, number)
         outcome.inbox.clear()
 
-        scores = self._personal(phase, sorted(weights), number)
-        score = self.score(number)
-        if self.local:
-            score = mean(scores, "global", dict.fromkeys(scores, 1.0))
+        score, scores = self._evaluate(phase, sorted(weights), number)
         trained = {c: a.metrics for c, a in arrivals.items()}
         held = {c: m.get("rows", 0.0) for c, m in scores.items()}
         row = round_row(
@@ -173,17 +170,24 @@ class Coordinator:
         for id in inbox.arrivals if self.local else ():
             self.roster.members[id].own = number
 
-    def _personal(
+    def _evaluate(
         self, phase: Phase, clients: list[str], number: int
-    ) -> dict[str, dict[str, float]]:
-        """Each client's own model on its own held-out rows; one that fails has no score."""
+    ) -> tuple[float | None, dict[str, dict[str, float]]]:
+        """The global score, and each client's own model on its own held-out rows (one that fails
+        has none). The server scores its model while the clients score theirs."""
         self.observer.phase(number, "evaluate", len(clients))
+        round = self._at(number, "evaluate")
+        replies = phase.run(clients, self.state, round, server_rows=bool(self.local))
+        score = self.score(number)
         scores = {}
-        for reply in phase.run(clients, self.state, self._at(number, "evaluate"), bool(self.local)):
+        for reply in replies:
             if reply.parcel:
                 scores[reply.client] = dict(reply.parcel.metrics)
             self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
-        return {c: scores[c] for c in sorted(scores)}
+        scores = {c: scores[c] for c in sorted(scores)}
+        if self.local:
+            score = mean(scores, "global", dict.fromkeys(scores, 1.0))
+        return score, scores
 
     def _keep_updates(self, phase: Phase, inbox: Inbox, aside: Path) -> None:
         """Everything sent and received, to check the method by hand."""

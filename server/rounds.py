@@ -1,6 +1,6 @@
 """One phase of a round: orders to clients, their replies, what the client lacks and no more."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,8 +74,9 @@ class Phase:
     def run(
         self, clients: list[str], state: Tensors, round: Round, server_rows: bool = False
     ) -> Iterator[Reply]:
+        """Send the orders at once; the replies are waited for as they are asked for, so that the
+        server can work in between."""
         exchange = Exchange(self.grid, self.config.run.deadline)
-        names = {self.roster.nodes[c]: c for c in clients}
 
         def push(client: str) -> None:
             parcel = self._order(client, state, round, server_rows)
@@ -85,6 +86,16 @@ class Phase:
 
         for client in clients:
             push(client)
+        names = {self.roster.nodes[c]: c for c in clients}
+        return self._replies(exchange, names, round, push)
+
+    def _replies(
+        self,
+        exchange: Exchange,
+        names: dict[int, str],
+        round: Round,
+        push: Callable[[str], None],
+    ) -> Iterator[Reply]:
         resent: dict[str, int] = {}
         for answer in exchange.answers():
             client = names[answer.node]

@@ -6,7 +6,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
 from flwr.app import Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
@@ -34,7 +33,6 @@ class InProcessGrid(Grid):
         self._pool, self._clients = pool, clients
         self._run_config = to_flat(config)
         self._state_dir = str(state_dir.resolve())
-        self._threads = config.simulation.threads
         self._numbers = count(1)
         self._replies: SimpleQueue[Message] = SimpleQueue()
         self._inline: list[Job] = []
@@ -108,11 +106,6 @@ class InProcessGrid(Grid):
         }
 
     def _answered(self, job: Job) -> Message:
-        """Served here, with a worker's number of threads and over the same bytes."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            copy = message_from_proto(message_to_proto(job.message))
-            return message_from_proto(message_to_proto(answer(copy, job.context)))
-        finally:
-            torch.set_num_threads(threads)
+        """Served here, over the same bytes as by a worker."""
+        copy = message_from_proto(message_to_proto(job.message))
+        return message_from_proto(message_to_proto(answer(copy, job.context)))

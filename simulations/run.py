@@ -2,9 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+import torch
 
 from fedlora.config import Config
 from fedlora.errors import UserError
@@ -38,7 +40,9 @@ def simulate(
     run = run or RunDir.create(config)
     grid = InProcessGrid(config, clients, run.path / "clients", pool)
     try:
-        with watch(run.path / "log.txt") as observer:
+        # One thread here too: the server works while the workers do, and idle OpenMP threads that
+        # wait for a busy core make it several times slower.
+        with watch(run.path / "log.txt") as observer, threads(config.simulation.threads):
             coordinator = Coordinator(grid, resident, run, observer)
             coordinator.serve()
     except UserError:
@@ -47,3 +51,14 @@ def simulate(
         raise
     finish(resident, run, coordinator.state)
     return run
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """This process's torch on that many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -5,19 +5,20 @@ Words decide the label, each domain has its own words beside the common ones, an
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Message
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import strategies
-from fedlora import settings
+from fedlora import settings, wire
 from fedlora.config import Config
 from fedlora.progress import Observer
 from fedlora.resident import Resident
@@ -25,6 +26,7 @@ from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from fedlora.streams import forked, stream
 from fedlora.tensors import Tensors, module_of
+from fedlora.wire import Parcel
 from server.loop import Coordinator
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
@@ -61,7 +63,7 @@ class World:
             "model": {"name": str(self.model)},
             "adapter": {"rank": 4, "target_modules": TARGETS},
             "data": {"name": str(self.data), "public": 16, "max_length": 16},
-            "train": {"steps": 6, "batch_size": 8, "lr": 0.01},
+            "train": {"steps": 4, "batch_size": 8, "lr": 0.01},
             "simulation": {"workers": 0},
         }
         nested: settings.Tree = {}
@@ -246,3 +248,46 @@ def delta(tensors: Tensors, module: str, scale: float) -> torch.Tensor:
     if "P" in t:
         total = total + t["P"] @ t["Q"]
     return total + t["D"] if "D" in t else total
+
+
+class Meddler:
+    """A grid whose replies pass through `meddle(reply)`, which may change or replace them; None
+    keeps one back for ever, and a list is what is delivered in its place."""
+
+    def __init__(self, meddle: Callable[[Message], Any]) -> None:
+        self.meddle = meddle
+        self.pushed: list[Message] = []
+        self.grid: Any = None
+
+    def __call__(self, grid: InProcessGrid) -> "Meddler":
+        self.grid = grid
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.grid, name)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        self.pushed += batch
+        return self.grid.push_messages(batch)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        out: list[Message] = []
+        for reply in self.grid.pull_messages(message_ids):
+            found = self.meddle(reply)
+            out += found if isinstance(found, list) else [found] if found is not None else []
+        return out
+
+
+def meddled(kind: str, node: int, change: Callable[[Parcel], Any], round: int = 2) -> Meddler:
+    """Changes the parcel of one node's replies of a kind in a round."""
+
+    def meddle(reply: Message) -> Message:
+        about = reply.metadata
+        if (about.message_type, about.src_node_id, about.group_id) == (kind, node, str(round)):
+            parcel = wire.unpack(reply.content)
+            change(parcel)
+            reply.content = wire.pack(parcel)
+        return reply
+
+    return Meddler(meddle)

@@ -74,7 +74,7 @@ def test_killed_before_anything_was_committed(world, tmp_path, whole):
 
 
 def test_killed_twice_in_the_same_round(world, tmp_path, whole):
-    """What a killed attempt left of the round does no harm, nor does a line of metrics cut short."""
+    """What a killed attempt left of the round does no harm, nor a line of metrics cut short."""
     for _ in range(2):
         with pytest.raises(Crash):
             run(

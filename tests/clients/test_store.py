@@ -1,0 +1,77 @@
+"""A client's disk: what the server may still build on is there, and no more."""
+
+import pytest
+import torch
+
+from clients.store import Missing, Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path, "experiment", "client")
+
+
+def tensors(value):
+    return {"layer.B": torch.full((2, 3), float(value))}
+
+
+def files(store):
+    return sorted(p.name.partition(".")[0] for p in store.path.iterdir())
+
+
+def test_what_was_kept_comes_back(store):
+    """By the round it was kept in, to the bit."""
+    store.keep_own(tensors(1), 1, 0)
+    store.keep_view(tensors(2), "0001-0", "")
+    assert torch.equal(store.own(1)["layer.B"], tensors(1)["layer.B"])
+    assert torch.equal(store.view("0001-0")["layer.B"], tensors(2)["layer.B"])
+
+
+@pytest.mark.parametrize(
+    ("what", "get"), [("view", lambda s: s.view("0001-0")), ("own", lambda s: s.own(1))]
+)
+def test_what_is_missing_or_damaged_is_named(store, what, get):
+    """The server is told which of the two it has to do without."""
+    with pytest.raises(Missing) as found:
+        get(store)
+    assert found.value.what == what
+    store.keep_own(tensors(1), 1, 0)
+    store.keep_view(tensors(1), "0001-0", "")
+    for path in store.path.iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(Missing):
+        get(store)
+
+
+def test_the_round_before_is_kept(store):
+    """The basis, one older in case the server falls back a round, and nothing else."""
+    for number in range(1, 6):
+        store.keep_own(tensors(number), number, number - 1)
+        store.keep_view(tensors(number), f"{number:04d}-1", f"{number - 1:04d}-1")
+    assert files(store) == [
+        "own-0003", "own-0004", "own-0005", "view-0003-1", "view-0004-1", "view-0005-1"
+    ]  # fmt: skip
+
+
+def test_a_round_done_again_starts_from_the_same(store):
+    """Whatever the first attempt left, the basis is as it was."""
+    for number, basis in ((1, 0), (2, 1), (3, 2), (3, 2), (3, 2)):
+        store.keep_own(tensors(number), number, basis)
+    assert float(store.own(2)["layer.B"][0, 0]) == 2
+
+
+def test_rounds_that_counted_for_nothing_do_not_push_out_the_one_that_did(store):
+    """A client whose updates were dropped five times is still to go on from round 1."""
+    store.keep_own(tensors(1), 1, 0)
+    for number in range(2, 7):
+        store.keep_own(tensors(number), number, 1)
+    assert float(store.own(1)["layer.B"][0, 0]) == 1
+
+
+@pytest.mark.parametrize("id", ["../../x", "..", "a/b", "a b", "ä", ""])
+def test_an_id_is_a_name_and_not_a_path(tmp_path, id):
+    """Its folder lies in the experiment's, whatever it is called."""
+    store = Store(tmp_path, "e", id)
+    store.keep_own(tensors(1), 1, 0)
+    assert store.path.parent == tmp_path / "e"
+    assert [p.parent for p in tmp_path.rglob("own-*")] == [store.path]

@@ -1,0 +1,133 @@
+"""Worker processes: the same bits as without them, and a death that costs one client a round."""
+
+import multiprocessing
+import os
+import textwrap
+import threading
+
+import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora import wire
+from fedlora.config import Config
+from fedlora.wire import Parcel
+from simulations.grid import InProcessGrid
+from simulations.pool import Pool
+from tests.federation import Meddler, federate, same
+
+MORTAL = """
+    import multiprocessing, os, pathlib, signal
+    from strategies.fedex import FedEx
+
+    class Mortal(FedEx):
+        def upload(self, tensors, client, round):
+            mark = pathlib.Path("died")
+            worker = multiprocessing.parent_process() is not None
+            if worker and (client.id, round.number) == ("films", 2) and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().upload(tensors, client, round)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The working directory of the workers, with a method in it that kills one of them once."""
+    folder = tmp_path_factory.mktemp("workers")
+    (folder / "mortal_method.py").write_text(textwrap.dedent(MORTAL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def pool(world, folder):
+    with Pool(2, 1) as pool:
+        yield pool
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def reversed_threes(*kinds):
+    """A grid that delivers the replies of these kinds three at a time, the last one first."""
+    held = []
+
+    def meddle(reply):
+        if reply.metadata.message_type not in kinds:
+            return reply
+        held.append(reply)
+        if len(held) < 3:
+            return None
+        replies = held[::-1]
+        held.clear()
+        return replies
+
+    return Meddler(meddle)
+
+
+def assert_equal(one, other):
+    for number in range(4):
+        assert same(one.state(number), other.state(number))
+    assert timeless(one.rows()) == timeless(other.rows())
+    assert timeless(one.rows("client")) == timeless(other.rows("client"))
+
+
+def test_workers_change_no_bit(world, folder, pool):
+    """Two processes give the states and metrics of none, dropout included."""
+    settings = {"run__keep": "all", "adapter__dropout": 0.1}
+    two = federate(world, folder / "two", "fedex", pool=pool, **settings)
+    assert_equal(two, federate(world, folder / "none", "fedex", **settings))
+
+
+@pytest.mark.parametrize("method", ["fedex", "fedit"])
+def test_the_order_of_replies_changes_no_bit(world, folder, method):
+    """For a method that is given the list, and for a mean that is folded as updates come."""
+    grid = reversed_threes("train", "evaluate")
+    late = federate(world, folder / f"late-{method}", method, grid=grid, run__keep="all")
+    assert_equal(late, federate(world, folder / method, method, run__keep="all"))
+
+
+def test_a_worker_that_is_killed_is_replaced(world, folder, pool):
+    """Its client has failed, with the signal as the reason; the next round has everyone."""
+    ran = federate(world, folder / "killed", "mortal_method:Mortal", pool=pool)
+    assert (folder / "died").exists()
+    assert ran.row(2)["failed"] == {"films": "its worker process ended with exit code -9"}
+    assert (ran.row(2)["clients"], ran.row(3)["clients"]) == (2, 3)
+    assert ran.row(3)["failed"] == {}
+
+
+def query(ttl: float) -> Message:
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    return Message(wire.pack(Parcel()), 1, "query", ttl=ttl)
+
+
+def test_a_pool_ends_though_a_worker_is_busy(folder):
+    """What is still being worked on is cut short: a client that hangs cannot hold up the end."""
+    os.mkfifo(folder / "busy")
+    (folder / "hanging_method.py").write_text(
+        "import threading\nopen('busy', 'w').close()\nthreading.Event().wait()\n"
+    )
+    config = Config.model_validate({"strategy": {"name": "hanging_method:Hanging"}})
+    others = set(multiprocessing.active_children())
+    pool = Pool(1, 1)
+    pool.__enter__()
+    InProcessGrid(config, 1, folder, pool).push_messages([query(3600.0)])
+    (folder / "busy").read_text()  # waits until the worker is there
+    end = threading.Thread(target=pool.__exit__, daemon=True)
+    end.start()
+    end.join(timeout=60)
+    assert not end.is_alive()
+    assert set(multiprocessing.active_children()) <= others
+
+
+def test_a_message_past_its_time_is_not_worked_on(tmp_path):
+    """Nobody waits for the answer any more, so the next one does not wait for it either."""
+    grid = InProcessGrid(Config(), 3, tmp_path, Pool(0, 1))
+    ids = list(grid.push_messages([query(1e-9)]))
+    assert list(grid.pull_messages(ids)) == []
+    grid.push_messages([])
+    assert list(grid.pull_messages(ids)) == []

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedlora.errors import UserError
+from fedlora.errors import Stopped, UserError
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning of language models, on Flower.",
@@ -32,13 +32,14 @@ def main() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, each said twice
     try:
         app()
     except UserError as e:
         Console(stderr=True).print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; fedlora run --resume NAME goes on from the last round", file=sys.stderr)
+    except Stopped as e:
+        print(e, file=sys.stderr)
         sys.exit(130)
 
 

@@ -5,5 +5,9 @@ class UserError(Exception):
     """Something the user can mend: wrong configuration, data or method. The exit code is 2."""
 
 
+class Stopped(Exception):
+    """A person stopped a run; the message says how to go on. The exit code is 130."""
+
+
 class MethodError(UserError):
     """A method broke its contract: the message names its class, the tensor and the shapes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fedlora.config import Config
-from fedlora.errors import UserError
+from fedlora.errors import Stopped, UserError
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
@@ -49,6 +49,8 @@ def simulate(
         if fresh and not run.rounds():
             shutil.rmtree(run.path)
         raise
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; go on with: fedlora run --resume {run.path}") from None
     finish(resident, run, coordinator.state)
     return run
 

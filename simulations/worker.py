@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +14,10 @@ def serve(pipe: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it closes the pipe
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
+    from tqdm import tqdm
+
+    # Else tqdm, on import of datasets, makes semaphores that are "leaked" when a worker is ended.
+    tqdm.set_lock(threading.RLock())
     from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.proto.message_pb2 import Message as Proto
     from flwr.supercore.task_identity import TaskIdentity

@@ -1,11 +1,16 @@
 """The project file: what Flower reads of it is what fedlora.config says."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import fedlora
+import strategies
+from fedlora import settings
 from fedlora.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -24,16 +29,32 @@ def flat(tree: dict[str, Any]) -> dict[str, str]:
 
 
 def test_flower_app_config_is_the_configuration() -> None:
-    """`flwr run .` offers every field of the configuration with its default, and none besides."""
+    """`flwr run .` offers every field of the configuration with its default, and none besides;
+    what some method has a default of its own for is left open."""
+    methods = {key for name in strategies.BUILTIN for key in strategies.load(name).defaults}
     expected = flat(
         {
-            section: {key: run_value(value) for key, value in fields.items()}
+            section: {
+                key: run_value(None if f"{section}.{key}" in methods else value)
+                for key, value in fields.items()
+            }
             for section, fields in Config().model_dump().items()
         }
     )
     offered = flat(APP["config"])
     settings = {key for key in offered if key.startswith("strategy.")}  # each method's own
     assert {k: v for k, v in offered.items() if k in expected or k not in settings} == expected
+
+
+@pytest.mark.parametrize("name", strategies.BUILTIN)
+def test_flower_runs_a_method_as_the_command_line_does(name: str) -> None:
+    """`strategy.name` alone chooses a method with its own documented defaults."""
+    offered = {f"{s}.{k}": v for s, fields in APP["config"].items() for k, v in fields.items()}
+    tree = settings.from_flat(offered | {"strategy.name": name})
+    known = strategies.settings()
+    config, method = settings.resolve(tree, strategies.load, ignore=known)
+    given = {"strategy": {"name": name}}
+    assert (config, method) == settings.resolve(given, strategies.load)
 
 
 def test_version_is_said_once() -> None:
@@ -47,5 +68,5 @@ def test_every_pin_is_exact_and_every_dependency_pinned() -> None:
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = PROJECT["project"]["optional-dependencies"].values()
     for requirement in sum(extras, PROJECT["project"]["dependencies"]):
-        name = requirement.split(">")[0].split("=")[0]
+        name = re.split("[>=[]", requirement)[0]
         assert name in pins, f"add {name} to constraints.txt"

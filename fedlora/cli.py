@@ -84,7 +84,6 @@ def compare(
     """Run several methods from the same seed, data and rows, beside two baselines. A setting for
     one method alone has its name in front: fedsb.adapter.rank=32."""
     from fedlora import data, report, settings
-    from fedlora.resident import Resident
     from fedlora.runs import comparison_dir
     from simulations import compare as comparing
     from simulations.run import pool, simulate
@@ -109,7 +108,7 @@ def compare(
         for method, (config, strategy) in contenders.items():
             console.print(f"{method}: {config.run.rounds} rounds", markup=False)
             done = simulate(config, strategy, workers, _watch(config.run.rounds))
-            results.append(comparing.result(method, done, Resident(config, strategy)))
+            results.append(comparing.result(method, done, config, strategy))
             curves[method] = report.load(done.metrics)
             report.comparison_csv(results, folder / "comparison.csv")
             report.comparison_picture(curves, folder / "comparison.png")
@@ -123,7 +122,8 @@ def list_strategies() -> None:
     from fedlora.strategy import stays
     from strategies import load, names
 
-    table = Table("method", "adapter", "trains", "sends", "keeps local", "paper")
+    table = Table("method", "adapter", "trains", "sends", "keeps local")
+    table.add_column("paper", overflow="fold")
     for name in names():
         cls = load(name)
         parts = [", ".join(sorted(p)) or "–" for p in (cls.trained, cls.shared, stays(cls))]

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora.adapters import Adapter
 from fedlora.errors import UserError
+from fedlora.models import quiet
 from fedlora.tensors import Tensors
 
 
@@ -76,7 +77,8 @@ def merge(
     plain.load_state_dict(_merged(adapter, base, set(plain.state_dict())), assign=True)
     plain.tie_weights()
     with _whole(directory) as folder:
-        plain.save_pretrained(str(folder))
+        with quiet():
+            plain.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from fedlora.config import MINILM
 from fedlora.errors import UserError
@@ -62,3 +64,17 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     text = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Transformers' remarks as it loads or saves: that a head is new is no news here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

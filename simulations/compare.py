@@ -6,11 +6,10 @@ from typing import Any
 import strategies
 from fedlora import report, settings
 from fedlora.config import Config
-from fedlora.resident import Resident
+from fedlora.cost import cost
 from fedlora.runs import RunDir
 from fedlora.settings import Tree
 from fedlora.strategy import Strategy
-from fedlora.tensors import select
 
 BASELINES = ("centralised", "local")
 
@@ -39,17 +38,14 @@ def resolved(
     return settings.resolve(given, strategies.load, ignore=ignore)
 
 
-def result(method: str, run: RunDir, resident: Resident) -> report.Result:
+def result(method: str, run: RunDir, config: Config, strategy: Strategy) -> report.Result:
     """The last round's scores and the whole run's cost."""
     rows = [r for r in report.load(run.metrics) if r["kind"] == "round"]
-    trained = resident.strategy.trained & resident.adapter.parts
     return report.Result(
         method=method,
         score=rows[-1]["score"],
         personalised=rows[-1]["personalised"],
-        trained_parameters=sum(
-            t.numel() for t in select(resident.adapter.initial(), trained).values()
-        ),
+        trained_parameters=cost(config, strategy).trained_parameters,
         bytes_up=0 if method in BASELINES else sum(r["bytes_up"] for r in rows),
         bytes_down=0 if method in BASELINES else sum(r["bytes_down"] for r in rows),
         seconds=sum(r["seconds"] for r in rows),

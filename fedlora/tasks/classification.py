@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from fedlora.errors import UserError
-from fedlora.models import locate
+from fedlora.models import locate, quiet
 from fedlora.streams import forked
 from fedlora.tasks import Score
 
@@ -156,20 +155,6 @@ class Classification:
             f"hub (which needs the network once), or to a folder with config.json, weights and "
             f"tokenizer."
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the remarks of Transformers while it loads: that a head is new is no news here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

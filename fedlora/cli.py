@@ -113,7 +113,7 @@ def compare(
             report.comparison_csv(results, folder / "comparison.csv")
             report.comparison_picture(curves, folder / "comparison.png")
     console.print(report.comparison_table(results))
-    console.print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
+    print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
 
 
 @app.command("strategies")
@@ -181,7 +181,7 @@ def export(
         exporting.merge(resident.adapter, directory, task.tokenizer)
     else:
         exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer)
-    Console().print(f"{'model' if merge else 'adapter'}: {directory}", markup=False)
+    print(f"{'model' if merge else 'adapter'}: {directory}")
 
 
 def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
@@ -218,11 +218,8 @@ def _close(done: Any) -> None:
     """The table by round, and where things are."""
     from fedlora import report
 
-    console = Console()
-    console.print(report.rounds_table(report.load(done.metrics)))
-    console.print(
+    Console().print(report.rounds_table(report.load(done.metrics)))
+    print(  # not by the console, which would break a long path
         f"curves:  {done.path / 'curves.png'}\nadapter: {done.path / 'adapter'}\n"
-        f"metrics: {done.metrics}",
-        markup=False,
-        highlight=False,
+        f"metrics: {done.metrics}"
     )

@@ -92,7 +92,9 @@ def write(config: Config, path: Path) -> None:
     plain = {
         s: {k: "null" if v is None else v for k, v in table.items()} for s, table in tables.items()
     }
-    path.write_text(tomli_w.dumps(plain), "utf-8")
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(tomli_w.dumps(plain), "utf-8")
+    aside.replace(path)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ def result(method: str, run: RunDir, config: Config, strategy: Strategy) -> repo
 
 def split(tree: Tree, overrides: Tree, methods: tuple[str, ...]) -> dict[str, Tree]:
     """`fedsb.adapter.rank=32` is for fedsb alone, `adapter.rank=16` for all, and the first wins."""
-    shared = {k: v for k, v in overrides.items() if k in Config.model_fields}
+    shared = {k: v for k, v in overrides.items() if k not in methods}
     own = {k: v for k, v in overrides.items() if k in methods}
     merged = settings.merged(tree, shared)
     return {m: settings.merged(merged, own.get(m, {})) for m in methods}

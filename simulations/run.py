@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedlora import settings
 from fedlora.config import Config
 from fedlora.errors import Stopped, UserError
 from fedlora.progress import Observer
@@ -38,6 +39,7 @@ def simulate(
     _ = resident.adapter  # a wrong model or target is said before anything is written
     fresh = run is None
     run = run or RunDir.create(config)
+    settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
     grid = InProcessGrid(config, clients, run.path / "clients", pool)
     try:
         # One thread here too: the server works while the workers do, and idle OpenMP threads that

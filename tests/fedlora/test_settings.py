@@ -118,7 +118,7 @@ def test_settings_of_other_methods_are_passed_over_where_one_table_serves_many()
     tree = {"strategy": {"name": "ffa", "ranks": [1], "init": "xs"}}
     config, _ = settings.resolve(tree, strategies.load, ignore=strategies.settings())
     assert config.strategy == {"name": "ffa"}
-    with pytest.raises(UserError, match="strategy.nothing: no such key"):
+    with pytest.raises(UserError, match=r"strategy.nothing: no such key"):
         settings.resolve(
             {"strategy": {"nothing": 1}}, strategies.load, ignore=strategies.settings()
         )

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from fedlora.strategy import Client
+from fedlora.strategy import Client, Purpose
 from fedlora.wire import Facts, Parcel, WireError
 
 Status = Literal["ok", "stale", "error", "wrong"]
@@ -19,7 +19,7 @@ class Order:
 
     experiment: str
     round: int
-    purpose: Literal["train", "evaluate"]
+    purpose: Purpose
     client: str
     rank: int
     scale: float

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from flwr.serverapp import Grid
 
@@ -17,8 +16,6 @@ from fedlora.views import Manifest, difference, fingerprint, manifest
 from fedlora.wire import Parcel, encode, nbytes
 from server.exchange import Exchange, message
 from server.roster import Member, Roster
-
-Purpose = Literal["train", "evaluate"]
 
 
 @dataclass

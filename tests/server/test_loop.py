@@ -205,3 +205,13 @@ def test_it_learns(world, tmp_path):
     )  # fmt: skip
     assert ran.row(0)["score"] < 0.6
     assert ran.row(3)["score"] > 0.85
+
+
+def test_uniform_weights_on_request(world, tmp_path):
+    """Every client counts the same, whatever its rows."""
+    ran = federate(
+        world, tmp_path, "fedit", run__rounds=1, run__weights="uniform", run__keep="updates"
+    )
+    assert [k.weight for k in kept(ran, 1)] == [pytest.approx(1 / 3)] * 3
+    for name in kept(ran, 1)[0].update:
+        near(ran.state(1)[name], mean(ran, 1, name))

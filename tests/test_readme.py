@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import strategies
+from fedlora import settings
 from tests.federation import World, federate
 
 ROOT = Path(__file__).parent.parent
@@ -32,3 +34,9 @@ def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     links += re.findall(r"simulations/experiments/\S+\.toml", README)
     assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("simulations/experiments/*.toml")), ids=str)
+def test_every_experiment_is_a_valid_configuration(path: Path) -> None:
+    """The experiments that come with the project say nothing that does not exist."""
+    settings.resolve(settings.read(path, []), strategies.load)

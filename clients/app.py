@@ -36,11 +36,11 @@ def resident(context: Context) -> Resident:
     return _resident[key]
 
 
-def client_id(resident: Resident, context: Context) -> str:
+def client_id(context: Context) -> str:
     """The id that stays the same when a node restarts: its own setting, or its partition's."""
     if "client" in context.node_config:
         return str(context.node_config["client"])
-    clients = resident.federation.clients
+    clients = resident(context).federation.clients
     index = int(context.node_config.get("partition-id", 0))
     if index >= len(clients):
         raise UserError(
@@ -59,14 +59,12 @@ def state_dir(context: Context) -> Path:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: hello(resident(context), client_id_of(context), context))
+    return _reply(message, lambda parcel: hello(resident(context), client_id(context), context))
 
 
 @app.query("gradients")
 def query_gradients(message: Message, context: Context) -> Message:
-    return _reply(
-        message, lambda parcel: gradients(resident(context), client_id_of(context), parcel)
-    )
+    return _reply(message, lambda parcel: gradients(resident(context), client_id(context), parcel))
 
 
 @app.train()
@@ -79,16 +77,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return _reply(message, lambda parcel: _ordered(participant.evaluate, parcel, context))
 
 
-def client_id_of(context: Context) -> str:
-    return client_id(resident(context), context)
-
-
 def _ordered(
     work: Callable[[Resident, Store, Order, Parcel], Parcel], parcel: Parcel, context: Context
 ) -> Parcel:
     order = Order.read(parcel.facts)
-    if order.client != client_id_of(context):
-        return answer("error", f"the order is for {order.client}, not for {client_id_of(context)}")
+    if order.client != client_id(context):
+        return answer("error", f"the order is for {order.client}, not for {client_id(context)}")
     store = Store(state_dir(context), order.experiment, order.client)
     return work(resident(context), store, order, parcel)
 

@@ -1,7 +1,8 @@
 """What stays on a client, on its disk: the view it was sent last, and the parts that are its own.
 
-    <root>/<experiment>/<client>/view-0003-1.safetensors   a view as it was to be held
-                                 own-0003.safetensors      its own parts after training in round 3
+    <root>/run-<experiment>/client-<client>/
+        view-0003-1.safetensors    a view as it was to be held
+        own-0003.safetensors       its own parts after training in round 3
 
 The server names what it builds on, so a round that is repeated starts from before it. Besides that
 only the newest older one is kept, in case the server has to fall back a round.
@@ -29,16 +30,16 @@ class Store:
     """One client's files for one experiment."""
 
     def __init__(self, root: Path, experiment: str, client: str) -> None:
-        self.path = root / quote(experiment, safe="") / f"client-{quote(client, safe='')}"
+        self.path = root / f"run-{_plain(experiment)}" / f"client-{_plain(client)}"
 
     def view(self, tag: str) -> Tensors:
-        return self._load(f"view-{tag}")
+        return self._load(f"view-{_plain(tag)}")
 
     def own(self, round: int) -> Tensors:
         return self._load(f"own-{round:04d}")
 
     def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
-        self._keep("view-", view, tag, basis)
+        self._keep("view-", view, _plain(tag), _plain(basis))
 
     def keep_own(self, own: Tensors, round: int, basis: int) -> None:
         self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
@@ -56,3 +57,8 @@ class Store:
         older = [n for n in names if n < f"{kind}{basis or tag}.safetensors"]
         for name in older[:-1]:
             (self.path / name).unlink()
+
+
+def _plain(name: str) -> str:
+    """A name that came from elsewhere, as part of a file name that leads nowhere else."""
+    return quote(name, safe="")

@@ -1,5 +1,7 @@
 """A client's disk: what the server may still build on is there, and no more."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -73,5 +75,13 @@ def test_an_id_is_a_name_and_not_a_path(tmp_path, id):
     """Its folder lies in the experiment's, whatever it is called."""
     store = Store(tmp_path, "e", id)
     store.keep_own(tensors(1), 1, 0)
-    assert store.path.parent == tmp_path / "e"
+    assert store.path.parent == tmp_path / "run-e"
     assert [p.parent for p in tmp_path.rglob("own-*")] == [store.path]
+
+
+def test_names_from_elsewhere_lead_nowhere_else(tmp_path: Path) -> None:
+    """An experiment, a client or a tag that is written like a path stays inside the root."""
+    store = Store(tmp_path / "root", "..", "../../x")
+    store.keep_view({"a": torch.zeros(1)}, "../../../y", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["root"]
+    assert len(list((tmp_path / "root").rglob("*.safetensors"))) == 1

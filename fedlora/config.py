@@ -20,7 +20,9 @@ class Section(BaseModel):
 class Run(Section):
     """The federation: how long, who takes part, and where it is recorded."""
 
-    rounds: PositiveInt = Field(5, description="Rounds of training.")
+    rounds: PositiveInt = Field(
+        5, description="Rounds of training; the default task has settled by then."
+    )
     clients_per_round: PositiveInt | float = Field(
         1.0,
         description="Clients sampled a round: a whole number, or a fraction in (0, 1] of those "
@@ -30,7 +32,9 @@ class Run(Section):
         1, description="Fewest usable updates; a round with fewer leaves the state as it was."
     )
     deadline: PositiveFloat = Field(
-        3600.0, description="Seconds to wait for a phase's replies, or for enough clients."
+        3600.0,
+        description="Seconds to wait for a phase's replies, or for enough clients: an hour, as a "
+        "slow owner is better waited for than lost.",
     )
     norm_bound: PositiveFloat | None = Field(
         None,
@@ -44,7 +48,9 @@ class Run(Section):
         description="Number format of trained parts on the wire, both ways. Frozen parts and "
         "residuals always cross in fp32, where low precision would drown them.",
     )
-    seed: int = Field(0, ge=0, description="Seed of every random stream.")
+    seed: int = Field(
+        0, ge=0, description="Seed of every random stream; the same seed gives the same bits."
+    )
     name: str = Field(
         "",
         pattern=r"^[\w.-]*$",
@@ -92,17 +98,28 @@ class Adapter(Section):
     kind: Literal["lora", "vera", "lora-sb"] | None = Field(
         None, description="LoRA, VeRA or B·R·A; by default the one the method is defined on."
     )
-    rank: PositiveInt = Field(8, description="r, at most the smaller side of any target.")
+    rank: PositiveInt = Field(
+        8, description="r, at most the smaller side of any target; 8 is small and enough here."
+    )
     alpha: PositiveFloat | None = Field(
         None, description="The scale's numerator; by default 2·rank for LoRA, so that s = 2."
     )
-    rslora: bool = Field(False, description="s = alpha / sqrt(r) in place of alpha / r.")
+    rslora: bool = Field(
+        False,
+        description="s = alpha / sqrt(r) in place of alpha / r, which keeps steps the same size "
+        "as ranks grow (arXiv:2312.03732).",
+    )
     target_modules: list[str] | str | None = Field(
         None,
         description="Names of the linear layers to adapt, or 'all-linear'; by default PEFT's "
         "choice for the architecture (query and value in BERT).",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of A.")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of inputs dropped in front of A; off, as rounds are short.",
+    )
     head: Literal["trained", "frozen"] = Field(
         "trained", description="The task head: trained in full, or as the server drew it."
     )
@@ -117,10 +134,12 @@ class Data(Section):
         description="'sentiment' (bundled), a hub name, a .csv/.jsonl/.parquet file, or a folder "
         "with train and test files, or (partition = 'split') with one file a client.",
     )
-    text: str = Field("text", description="The column with the text.")
-    label: str = Field("label", description="The column with the label.")
+    text: str = Field("text", description="The column with the text, as the bundled data has it.")
+    label: str = Field("label", description="The column with the label, a string or an integer.")
     partition: Literal["iid", "dirichlet", "natural", "shards", "split"] = Field(
-        "natural", description="How rows come to clients."
+        "natural",
+        description="How rows come to clients: by a column's values (real owners), evenly, "
+        "with skewed labels, in label-sorted shards, or one file a client.",
     )
     clients: PositiveInt = Field(
         4, description="Number of clients for iid, dirichlet and shards; the data says otherwise."
@@ -130,9 +149,11 @@ class Data(Section):
         False, description="One client with everyone's rows: the centralised baseline."
     )
     concentration: PositiveFloat = Field(
-        0.5, description="dirichlet: smaller is more skewed in labels."
+        0.5, description="dirichlet: smaller is more skewed in labels; 0.5 is the literature's."
     )
-    shards: PositiveInt = Field(2, description="shards: label-sorted pieces a client.")
+    shards: PositiveInt = Field(
+        2, description="shards: label-sorted pieces a client; FedAvg's paper has two."
+    )
     rows: PositiveInt | None = Field(
         None, description="Most rows a client uses (training and held out); all by default."
     )
@@ -148,21 +169,33 @@ class Data(Section):
         description="Rows set aside for the server (Fed-SB's start), at most a tenth of all; "
         "nobody trains on them.",
     )
-    max_length: PositiveInt = Field(48, description="Tokens a row; longer ones are truncated.")
+    max_length: PositiveInt = Field(
+        48, description="Tokens a row; longer ones are truncated, as 3 % of the bundled are."
+    )
 
 
 class Train(Section):
     """What a client does in a round."""
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Made afresh each round.")
-    lr: PositiveFloat = Field(1e-3, description="Learning rate; methods bring their own default.")
-    batch_size: PositiveInt = Field(16, description="Rows a step.")
-    steps: PositiveInt | None = Field(
-        30, description="Steps a round, passing over the rows as often as needed; null: epochs."
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="Made afresh each round, so that no moments have to stay or travel."
     )
-    epochs: PositiveInt = Field(1, description="Passes over the rows a round where steps is null.")
-    weight_decay: float = Field(0.0, ge=0)
-    clip: PositiveFloat | None = Field(1.0, description="Largest gradient norm of a step.")
+    lr: PositiveFloat = Field(
+        1e-3, description="Learning rate: LoRA's usual one; methods bring their own."
+    )
+    batch_size: PositiveInt = Field(16, description="Rows a step; 16 keeps one core busy.")
+    steps: PositiveInt | None = Field(
+        30,
+        description="Steps a round, over the rows as often as needed, so that clients with few "
+        "rows and with many take as long; null: epochs.",
+    )
+    epochs: PositiveInt = Field(1, description="Passes over the rows a round, where steps is null.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's or SGD's; off, since an adapter that decays forgets."
+    )
+    clip: PositiveFloat | None = Field(
+        1.0, description="Largest L2 norm of a step's gradient, against rare spikes; null: none."
+    )
 
 
 class Simulation(Section):

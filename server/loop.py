@@ -80,6 +80,11 @@ class Coordinator:
         base = ServerBase(self.resident, self.grid, self.roster)
         first = called(self.strategy, "begin", base)
         self.state = merge({}, changes(self.strategy, "begin", first, base.initial()))
+        if base.traffic.up:
+            self.observer.note(
+                "for the first state clients sent gradients of their own rows: the one thing in "
+                "this run that crosses and is no adapter tensor (strategy.init asked for it)"
+            )
         score = self.score(0)
         row = round_row(0, base.traffic, time.monotonic() - started, score=score)
         with self.run.aside(0) as aside:

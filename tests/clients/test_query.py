@@ -55,6 +55,13 @@ def test_clients_gradients_are_summed_before_the_sign(world, tmp_path, asked_for
         torch.testing.assert_close(B @ R @ A, step, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("init", "says_so"), [("clients", True), ("server", False)])
+def test_the_run_says_that_gradients_crossed(world, tmp_path, init, says_so):
+    """Gradients are no adapter tensors: a run in which they leave clients says so, and only it."""
+    ran = federate(world, tmp_path, "fedsb", strategy__init=init, **FEDSB)
+    assert any("sent gradients" in note for note in ran.watch.notes) is says_so
+
+
 def test_a_sketch_gives_the_sign_of_the_low_rank_estimate(world, tmp_path, asked_for_all):
     """init = sketch: G Ω, orthonormalised, then QᵀG; sign(Q QᵀG) is what is decomposed."""
     ran = federate(

@@ -54,6 +54,7 @@ def run(
     sentiment data, one client a domain, FedEx-LoRA."""
     from fedlora import settings
     from fedlora.runs import RunDir
+    from server.result import tell
     from simulations.run import pool, simulate
     from strategies import load
 
@@ -71,7 +72,7 @@ def run(
     config, strategy = settings.resolve(tree, load)
     with pool(config) as workers:
         done = simulate(config, strategy, workers, _watch(config.run.rounds), previous)
-    _close(done)
+    tell(done, Console())
 
 
 @app.command()
@@ -212,14 +213,3 @@ def _cost_table(counted: dict[str, Any]) -> Table:
         sizes = (c.bytes_up, c.bytes_down_first, c.bytes_down)
         table.add_row(name, parts, f"{c.trained_parameters:,}", *(amount(x) for x in sizes))
     return table
-
-
-def _close(done: Any) -> None:
-    """The table by round, and where things are."""
-    from fedlora import report
-
-    Console().print(report.rounds_table(report.load(done.metrics)))
-    print(  # not by the console, which would break a long path
-        f"curves:  {done.path / 'curves.png'}\nadapter: {done.path / 'adapter'}\n"
-        f"metrics: {done.metrics}"
-    )

@@ -10,7 +10,7 @@ from fedlora.progress import Progress
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from server.loop import Coordinator
-from server.result import finish
+from server.result import finish, tell
 
 app = ServerApp()
 
@@ -31,5 +31,5 @@ def main(grid: Grid, context: Context) -> None:
             )
         coordinator = Coordinator(grid, resident, run, observer)
         coordinator.serve()
-        finish(resident, run, coordinator.state)
-        observer.note(f"the run is in {run.path.resolve()}")
+    finish(resident, run, coordinator.state)
+    tell(run, Console())

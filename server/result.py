@@ -2,6 +2,8 @@
 
 import shutil
 
+from rich.console import Console
+
 from fedlora import report
 from fedlora.export import save_peft
 from fedlora.guard import called, checked
@@ -22,10 +24,20 @@ def load_global(resident: Resident, state: Tensors, number: int) -> None:
 
 
 def finish(resident: Resident, run: RunDir, state: Tensors) -> None:
-    """Write the final adapter and the picture of the curves into the run directory."""
+    """Leave the final adapter, the curves and the closing table in the run directory."""
     load_global(resident, state, resident.config.run.rounds)
     folder = run.path / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # of a run whose last round was done again
     name, task = resident.config.model.name, resident.task
     save_peft(resident.adapter, folder, name, task.type, task.tokenizer)
     report.curves(report.load(run.metrics), run.path / "curves.png")
+    with (run.path / "log.txt").open("a", encoding="utf-8") as log:
+        tell(run, Console(file=log, width=100))
+
+
+def tell(run: RunDir, console: Console) -> None:
+    """The table by round, and where things are."""
+    console.print(report.rounds_table(report.load(run.metrics)))
+    for name in ("curves.png", "adapter", "metrics.jsonl"):
+        line = f"{name.partition('.')[0] + ':':9}{run.path / name}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)  # a path to be copied

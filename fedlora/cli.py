@@ -109,8 +109,8 @@ def compare(
         for method, (config, strategy) in contenders.items():
             console.print(f"{method}: {config.run.rounds} rounds", markup=False)
             done = simulate(config, strategy, workers, _watch(config.run.rounds))
-            results.append(comparing.result(method, done, config, strategy))
-            curves[method] = report.load(done.metrics)
+            curves[method] = comparing.rounds(method, done)
+            results.append(comparing.result(method, curves[method], config, strategy))
             report.comparison_csv(results, folder / "comparison.csv")
             report.comparison_picture(curves, folder / "comparison.png")
     console.print(report.comparison_table(results))

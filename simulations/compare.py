@@ -7,7 +7,7 @@ import strategies
 from fedlora import report, settings
 from fedlora.config import Config
 from fedlora.cost import cost
-from fedlora.runs import RunDir
+from fedlora.runs import Row, RunDir
 from fedlora.settings import Tree
 from fedlora.strategy import Strategy
 
@@ -38,16 +38,22 @@ def resolved(
     return settings.resolve(given, strategies.load, ignore=ignore)
 
 
-def result(method: str, run: RunDir, config: Config, strategy: Strategy) -> report.Result:
-    """The last round's scores and the whole run's cost."""
+def rounds(method: str, run: RunDir) -> list[Row]:
+    """A run's rounds. A baseline sends nothing: only its simulation has a server and clients."""
     rows = [r for r in report.load(run.metrics) if r["kind"] == "round"]
+    silent = {"bytes_up": 0, "bytes_down": 0} if method in BASELINES else {}
+    return [r | silent for r in rows]
+
+
+def result(method: str, rows: list[Row], config: Config, strategy: Strategy) -> report.Result:
+    """The last round's scores and the whole run's cost."""
     return report.Result(
         method=method,
         score=rows[-1]["score"],
         personalised=rows[-1]["personalised"],
         trained_parameters=cost(config, strategy).trained_parameters,
-        bytes_up=0 if method in BASELINES else sum(r["bytes_up"] for r in rows),
-        bytes_down=0 if method in BASELINES else sum(r["bytes_down"] for r in rows),
+        bytes_up=sum(r["bytes_up"] for r in rows),
+        bytes_down=sum(r["bytes_down"] for r in rows),
         seconds=sum(r["seconds"] for r in rows),
     )
 

@@ -1,5 +1,7 @@
 """A Grid in process: Flower's messages to worker processes, with no SuperLink between."""
 
+import math
+import time
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -91,7 +93,14 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        raise NotImplementedError("the coordinator pushes and pulls by itself")
+        """For a ServerApp of one's own; the coordinator pushes and pulls by itself."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        missing, replies = set(self.push_messages(messages)), []
+        while missing and time.monotonic() < until:
+            for reply in self.pull_messages(missing):
+                missing.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
 
     def _context(self, node: int) -> dict[str, Any]:
         return {

@@ -36,7 +36,9 @@ def main() -> None:
     try:
         app()
     except UserError as e:
-        Console(stderr=True).print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"error: {e}", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except Stopped as e:
         print(e, file=sys.stderr)
@@ -107,7 +109,7 @@ def compare(
     console = Console()
     with pool(first) as workers:
         for method, (config, strategy) in contenders.items():
-            console.print(f"{method}: {config.run.rounds} rounds", markup=False)
+            print(f"{method}: {config.run.rounds} rounds", flush=True)
             done = simulate(config, strategy, workers, _watch(config.run.rounds))
             curves[method] = comparing.rounds(method, done)
             results.append(comparing.result(method, curves[method], config, strategy))

@@ -115,6 +115,6 @@ class Progress(Observer):
 
     def _say(self, line: str, shown: bool = True) -> None:
         if shown:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self.file:
             self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

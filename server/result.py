@@ -40,4 +40,6 @@ def tell(run: RunDir, console: Console) -> None:
     console.print(report.rounds_table(report.load(run.metrics)))
     for name in ("curves.png", "adapter", "metrics.jsonl"):
         line = f"{name.partition('.')[0] + ':':9}{run.path / name}"
-        console.print(line, soft_wrap=True, markup=False, highlight=False)  # a path to be copied
+        console.print(
+            line, soft_wrap=True, markup=False, emoji=False, highlight=False
+        )  # a path to be copied

@@ -38,6 +38,7 @@ MISTAKES = {
     "value and table": (["train.lr=1", "train.lr.x=2"], "'train.lr.x': lr was given a value"),
     "unknown method": (["strategy.name=fedx"], "no method 'fedx'; did you mean 'fedex'? (known: "),
     "unknown module": (["strategy.name=nowhere:Mine"], "run where nowhere.py lies"),
+    "a name like an emoji": (["strategy.name=nowhere:X"], "for the method nowhere:X: run"),
     "not its setting": (["strategy.ranks=[1]"], "strategy.ranks: no such key (known: name, trunc"),
     "settings at odds": (["strategy.truncate=1", "strategy.assignment=local"], "strategy: truncat"),
     "no target": (["adapter.target_modules=qury"], "matches no module"),

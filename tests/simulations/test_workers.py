@@ -77,10 +77,12 @@ def assert_equal(one, other):
 
 
 def test_workers_change_no_bit(world, folder, pool):
-    """Two processes give the states and metrics of none, dropout included."""
+    """Two processes, and one, give the states and metrics of none, dropout included."""
     settings = {"run__keep": "all", "adapter__dropout": 0.1}
-    two = federate(world, folder / "two", "fedex", pool=pool, **settings)
-    assert_equal(two, federate(world, folder / "none", "fedex", **settings))
+    none = federate(world, folder / "none", "fedex", **settings)
+    assert_equal(federate(world, folder / "two", "fedex", pool=pool, **settings), none)
+    with Pool(1, 1) as single:
+        assert_equal(federate(world, folder / "one", "fedex", pool=single, **settings), none)
 
 
 @pytest.mark.parametrize("method", ["fedex", "fedit"])

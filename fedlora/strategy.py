@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlora.mean import Mean
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, is_memory, part_of, select
+from fedlora.tensors import Tensors, is_memory, select
 
 Purpose = Literal["train", "evaluate"]
 
@@ -180,9 +180,3 @@ def is_linear(strategy: Strategy) -> bool:
 def merge(state: Tensors, changes: Mapping[str, Tensor | None]) -> Tensors:
     """The state after `aggregate`: changed entries replaced, None removed; memory may be added."""
     return {k: t for k, t in {**state, **changes}.items() if t is not None}
-
-
-__all__ = [
-    "Base", "Client", "Round", "Scaling", "Strategy", "Tensors", "Update",
-    "is_linear", "merge", "part_of", "stays",
-]  # fmt: skip

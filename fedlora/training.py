@@ -28,7 +28,7 @@ def train(
     parameters: list[nn.Parameter],
     encoded: Any,
     settings: config.Train,
-    seed: tuple[object, ...],
+    seed: tuple[Any, ...],
 ) -> Trained:
     """Train `parameters` in place on a client's rows, with a fresh optimizer.
 
@@ -39,8 +39,8 @@ def train(
     total, rows = torch.zeros(()), 0
     steps = 0
     model.train()
-    with forked(*_path(seed, "dropout")):
-        for indices in batches(len(encoded), settings, stream(*_path(seed, "rows"))):
+    with forked(*seed, "dropout"):
+        for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             loss = task.losses(model, task.batch(encoded, indices)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -68,7 +68,3 @@ def batches(rows: int, settings: config.Train, generator: torch.Generator) -> It
 def _optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
     cls = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
     return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def _path(seed: tuple[object, ...], name: str) -> tuple[Any, ...]:
-    return (*seed, name)

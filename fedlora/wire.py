@@ -82,11 +82,6 @@ def unpack(content: RecordDict) -> Parcel:
     )
 
 
-def nbytes(parcel: Parcel) -> int:
-    """Bytes of the tensors as sent."""
-    return sum(t.numel() * t.element_size() for t in parcel.tensors.values())
-
-
 def _tensor(name: str, array: Array) -> torch.Tensor:
     dtype = DTYPES.get(array.dtype)
     if array.stype != RAW or dtype is None:

@@ -10,8 +10,8 @@ from fedlora import estimate
 from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, select
-from fedlora.wire import Parcel, nbytes
+from fedlora.tensors import Tensors, nbytes, select
+from fedlora.wire import Parcel
 from server.exchange import Exchange, message
 from server.roster import Roster
 from server.rounds import Traffic
@@ -90,7 +90,7 @@ class ServerBase:
             query = Parcel(
                 {**facts, "modules": list(shapes), "rows": rows}, {**self._head(), **sent}
             )
-            self.traffic.sent(client, nbytes(query))
+            self.traffic.sent(client, nbytes(query.tensors))
             node = self._roster.nodes[client]
             exchange.push([message(query, node, "query.gradients", "0", self._deadline)])
         expected = {m: torch.zeros(()).expand(shape) for m, shape in shapes.items()}

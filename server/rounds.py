@@ -11,9 +11,9 @@ from fedlora.orders import Order
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
-from fedlora.tensors import Tensors, part_of
+from fedlora.tensors import Tensors, nbytes, part_of
 from fedlora.views import Manifest, difference, fingerprint, manifest
-from fedlora.wire import Parcel, encode, nbytes
+from fedlora.wire import Parcel, encode
 from server.exchange import Exchange, message
 from server.roster import Member, Roster
 
@@ -51,7 +51,7 @@ class Reply:
 
 class Phase:
     """Sends every client its order and yields the replies; a client that lost its disk is sent
-    everything, once."""
+    everything: the view, and if that was lost too, the first values of its own parts."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Phase:
 
         def push(client: str) -> None:
             parcel = self._order(client, state, round, server_rows)
-            self.traffic.sent(client, nbytes(parcel))
+            self.traffic.sent(client, nbytes(parcel.tensors))
             node, ttl = self.roster.nodes[client], self.config.run.deadline
             exchange.push([message(parcel, node, round.purpose, str(round.number), ttl)])
 

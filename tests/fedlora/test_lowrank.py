@@ -108,3 +108,13 @@ def test_svd_against_the_full_decomposition(shape: tuple[int, int]) -> None:
     for gram in (U.T @ U, V @ V.T):
         torch.testing.assert_close(gram, torch.eye(6), rtol=0, atol=1e-5)
     assert all(map(torch.equal, (U, S, V), lowrank.svd(W, 6)))
+
+
+def test_svd_of_signs_is_orthonormal_and_nearly_the_best() -> None:
+    """The flattest spectrum, random signs, above the size that is decomposed in full: singular
+    values within a percent, factors orthonormal to 1e-5."""
+    W = draw("signs", 780, 770).sign()
+    U, S, V = lowrank.svd(W, 6)
+    torch.testing.assert_close(S, torch.linalg.svdvals(W)[:6], rtol=1e-2, atol=0)
+    for gram in (U.T @ U, V @ V.T):
+        torch.testing.assert_close(gram, torch.eye(6), rtol=0, atol=1e-5)

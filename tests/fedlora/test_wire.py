@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedlora import wire
 from fedlora.streams import stream
+from fedlora.tensors import nbytes
 from fedlora.wire import Parcel, WireError
 
 
@@ -29,7 +30,7 @@ def test_values_and_shapes_arrive(dtype, shape):
     assert arrived.dtype == torch.float32 and arrived.shape == sent.shape
     assert torch.equal(arrived, sent.float())
     assert parcel.received == sent.numel() * sent.element_size()
-    assert wire.nbytes(Parcel(tensors={"layer.A": sent})) == parcel.received
+    assert nbytes({"layer.A": sent}) == parcel.received
 
 
 def test_special_values_arrive():

@@ -35,18 +35,18 @@ def train(
     Args:
         seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
     """
-    optimizer = _optimizer(parameters, settings)
+    updater = optimizer(parameters, settings)
     total, rows = torch.zeros(()), 0
     steps = 0
     model.train()
     with forked(*seed, "dropout"):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             loss = task.losses(model, task.batch(encoded, indices)).mean()
-            optimizer.zero_grad(set_to_none=True)
+            updater.zero_grad(set_to_none=True)
             loss.backward()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimizer.step()
+            updater.step()
             total += loss.detach()
             steps += 1
             rows += len(indices)
@@ -57,7 +57,7 @@ def train(
 def batches(rows: int, settings: config.Train, generator: torch.Generator) -> Iterator[list[int]]:
     """Row indices of each step: epochs shuffled one after another, the last short batch kept."""
     per_epoch = math.ceil(rows / settings.batch_size)
-    left = settings.steps or settings.epochs * per_epoch
+    left = settings.steps_a_round(rows)
     while left > 0:
         order: Tensor = torch.randperm(rows, generator=generator)
         for indices in order.split(settings.batch_size)[:left]:
@@ -65,6 +65,7 @@ def batches(rows: int, settings: config.Train, generator: torch.Generator) -> It
         left -= per_epoch
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
+def optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
+    """A fresh optimizer of the configuration's kind."""
     cls = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
     return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -8,13 +8,12 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from fedlora.config.privacy import Privacy
+from fedlora.config.section import Section
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class Run(Section):
@@ -194,8 +193,14 @@ class Train(Section):
         0.0, ge=0, description="AdamW's or SGD's; off, since an adapter that decays forgets."
     )
     clip: PositiveFloat | None = Field(
-        1.0, description="Largest L2 norm of a step's gradient, against rare spikes; null: none."
+        1.0,
+        description="Largest L2 norm of a step's gradient, against rare spikes; null: none. "
+        "Private training bounds every row's by privacy.clip instead.",
     )
+
+    def steps_a_round(self, rows: int) -> int:
+        """Steps of one round for a client with so many training rows."""
+        return self.steps or self.epochs * math.ceil(rows / self.batch_size)
 
 
 class Simulation(Section):
@@ -216,6 +221,7 @@ class Config(Section):
     data: Data = Data()
     strategy: dict[str, Any] = {"name": "fedex"}
     train: Train = Train()
+    privacy: Privacy = Privacy()
     simulation: Simulation = Simulation()
 
     @property

@@ -37,7 +37,7 @@ PARTS = {
     "vera": frozenset({"d", "b"}),
     "lora-sb": frozenset({"R"}),
 }
-_NAME = "default"  # what PEFT calls its only adapter
+NAME = "default"  # what PEFT calls its only adapter
 
 
 def scaling(config: settings.Adapter) -> Scaling:
@@ -90,7 +90,7 @@ class Adapter:
         }
         trained_head = config.head == "trained" and bool(self._heads)
         self.parts: set[str] = set(PARTS[self.kind]) | ({"head"} if trained_head else set())
-        self._initial = _clones(self._tensors())
+        self._initial = _clones(self.live())
         self.trainable(self.parts)
 
     def initial(self) -> Tensors:
@@ -99,7 +99,7 @@ class Adapter:
 
     def read(self, parts: Collection[str]) -> Tensors:
         """Detached clones of the tensors of these parts."""
-        return _clones(select(self._tensors(), parts))
+        return _clones(select(self.live(), parts))
 
     def load(self, tensors: Tensors, scale: float | None = None) -> None:
         """Copy tensors into the parts of the same name, in place.
@@ -112,7 +112,7 @@ class Adapter:
             UserError: a name that this adapter lacks, or a shape that does not fit; nothing has
                 been changed then.
         """
-        own = self._tensors()
+        own = self.live()
         ranks = self._checked_ranks(tensors, own)
         if self.kind == "vera" and scale not in (None, 1.0):
             raise UserError(f"VeRA has no scale, and {scale} was given: leave it out.")
@@ -125,14 +125,14 @@ class Adapter:
                 given = tensors.get(f"{module}.{part}")
                 setattr(residual, part, given if given is None else self._taken(given))
         for module, rank in ranks.items():
-            self._layers[module].r[_NAME] = rank
-            self._layers[module].scaling[_NAME] = self.scaling.at(rank) if scale is None else scale
+            self._layers[module].r[NAME] = rank
+            self._layers[module].scaling[NAME] = self.scaling.at(rank) if scale is None else scale
 
     def trainable(self, parts: Collection[str]) -> list[nn.Parameter]:
         """The parameters of these parts that this adapter can train: they require gradients from
         now on, and nothing else in the model does."""
         self.model.requires_grad_(False)
-        chosen = select(self._tensors(), set(parts) & self.parts)
+        chosen = select(self.live(), set(parts) & self.parts)
         return [cast(nn.Parameter, t.requires_grad_()) for t in chosen.values()]
 
     def weight(self, module: str) -> Tensor:
@@ -153,9 +153,9 @@ class Adapter:
                 d, b, U, V = self._vera(module)
                 return b[:, None] * U[:m], d[:, None] * V[:, :n]
             layer = self._layers[module]
-            A, B = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
-            middle = B @ layer.lora_R[_NAME].weight if self.kind == "lora-sb" else B
-            return middle * layer.scaling[_NAME], A.clone()
+            A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            middle = B @ layer.lora_R[NAME].weight if self.kind == "lora-sb" else B
+            return middle * layer.scaling[NAME], A.clone()
 
     def residual(self, module: str) -> Residual:
         """The residual of a module: P, Q and D, each None where it has none."""
@@ -178,10 +178,10 @@ class Adapter:
 
     def _vera(self, module: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         layer = self._layers[module]
-        shared = layer.vera_B[_NAME], layer.vera_A[_NAME]
-        return layer.vera_lambda_d[_NAME], layer.vera_lambda_b[_NAME], *shared
+        shared = layer.vera_B[NAME], layer.vera_A[NAME]
+        return layer.vera_lambda_d[NAME], layer.vera_lambda_b[NAME], *shared
 
-    def _tensors(self) -> Tensors:
+    def live(self) -> Tensors:
         """The live tensors by name, without the residual. Looked up each time, since moving a
         model replaces its buffers."""
         found: Tensors = {}
@@ -190,10 +190,10 @@ class Adapter:
                 d, b, found["vera.U"], found["vera.V"] = self._vera(name)
                 found |= {f"{name}.d": d, f"{name}.b": b}
                 continue
-            found[f"{name}.A"] = layer.lora_A[_NAME].weight
-            found[f"{name}.B"] = layer.lora_B[_NAME].weight
+            found[f"{name}.A"] = layer.lora_A[NAME].weight
+            found[f"{name}.B"] = layer.lora_B[NAME].weight
             if self.kind == "lora-sb":
-                found[f"{name}.R"] = layer.lora_R[_NAME].weight
+                found[f"{name}.R"] = layer.lora_R[NAME].weight
         return found | {f"head.{k}": p for k, p in self.head().items()}
 
     def _taken(self, tensor: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ def _peft_config(
 
 def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:
     """The trained copy of a head, turned to fp32 so that small steps are not rounded away."""
-    trained = wrapper.modules_to_save[_NAME].float()
+    trained = wrapper.modules_to_save[NAME].float()
 
     def cast_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(

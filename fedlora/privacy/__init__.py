@@ -1,0 +1,1 @@
+"""Private training: gradients row by row, noise, and what it has cost."""

@@ -86,7 +86,7 @@ def compare(
 ) -> None:
     """Run several methods from the same seed, data and rows, beside two baselines. A setting for
     one method alone has its name in front: fedsb.adapter.rank=32."""
-    from fedlora import data, report, settings
+    from fedlora import data, pictures, report, settings
     from fedlora.runs import comparison_dir
     from simulations import compare as comparing
     from simulations.run import pool, simulate
@@ -114,7 +114,7 @@ def compare(
             curves[method] = comparing.rounds(method, done)
             results.append(comparing.result(method, curves[method], config, strategy))
             report.comparison_csv(results, folder / "comparison.csv")
-            report.comparison_picture(curves, folder / "comparison.png")
+            pictures.comparison_picture(curves, folder / "comparison.png")
     console.print(report.comparison_table(results))
     print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
 

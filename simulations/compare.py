@@ -40,9 +40,8 @@ def resolved(
 
 def rounds(method: str, run: RunDir) -> list[Row]:
     """A run's rounds. A baseline sends nothing: only its simulation has a server and clients."""
-    rows = [r for r in report.load(run.metrics) if r["kind"] == "round"]
     silent = {"bytes_up": 0, "bytes_down": 0} if method in BASELINES else {}
-    return [r | silent for r in rows]
+    return [{**r, **silent} for r in report.rounds_of(report.load(run.metrics))]
 
 
 def result(method: str, rows: list[Row], config: Config, strategy: Strategy) -> report.Result:
@@ -55,6 +54,7 @@ def result(method: str, rows: list[Row], config: Config, strategy: Strategy) -> 
         bytes_up=sum(r["bytes_up"] for r in rows),
         bytes_down=sum(r["bytes_down"] for r in rows),
         seconds=sum(r["seconds"] for r in rows),
+        epsilon=rows[-1].get("epsilon"),
     )
 
 

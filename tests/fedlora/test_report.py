@@ -1,11 +1,10 @@
-"""Reports: what a table, a CSV and a picture say of given rows."""
+"""Reports: what a table and a CSV say of given rows."""
 
 import csv
 import io
 import json
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,20 +15,8 @@ from rich.table import Table
 from fedlora import report
 from fedlora.errors import UserError
 from fedlora.report import Result
+from tests.fedlora.rows import FOUR, ROWS, START, private, round_row
 
-
-def round_row(number: int, **changes: Any) -> dict[str, Any]:
-    row = {"kind": "round", "round": number, "score": 0.8461, "personalised": 0.5, "loss": 0.25}
-    row |= {"bytes_up": 1_230_000, "bytes_down": 999, "clients": 2, "seconds": 12.34}
-    return row | {"failed": {}, "dropped": {}} | changes
-
-
-def client_row(number: int, client: str, **changes: Any) -> dict[str, Any]:
-    return {"kind": "client", "round": number, "client": client, "score": 0.7} | changes
-
-
-START = round_row(0, loss=None, personalised=None, bytes_up=0, bytes_down=0)
-ROWS = [START, round_row(1), client_row(1, "a"), client_row(1, "b", score=None), round_row(2)]
 RESULTS = [
     Result("fedex", 0.84, 0.85, 12345, 10**6, 2 * 10**6, 30.0),
     Result("local", None, 0.79, 12345, 0, 0, 20.0),
@@ -44,10 +31,6 @@ def printed(table: Table) -> list[str]:
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
-
-
-def is_png(path: Path) -> bool:
-    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000
 
 
 def test_load_reads_every_row(tmp_path: Path) -> None:
@@ -107,6 +90,41 @@ def test_rounds_table_says_who_was_left_out_and_why() -> None:
     assert "[red]a: NaN loss" in text and "b: norm 9 > 1" in text
 
 
+@given(st.floats(0, 1e6))
+def test_an_epsilon_is_never_shown_smaller_than_it_is(epsilon: float) -> None:
+    """ε is a bound, so it is rounded up: by less than a hundredth, and not where it fits."""
+    shown = float(report.spent(epsilon))
+    assert epsilon <= shown < epsilon + 0.01 + 1e-9
+    assert report.spent(shown) == f"{shown:.2f}"
+
+
+def test_rounds_table_shows_epsilon_in_place_of_a_loss_nobody_tells() -> None:
+    """A private run has a column for ε, and one for the loss only if a round has it."""
+    rows = [*private(FOUR), round_row(6, epsilon=None, delta=None, loss=None)]
+    body = [cells(line) for line in printed(report.rounds_table(rows)) if line.strip()]
+    assert body[0] == ["round", "score", "personalised", "ε", "up", "down", "seconds"]
+    assert [line[3] for line in body[2:]] == ["0.00", "1.90", "2.30", "2.60", "2.80", "2.99", "–"]
+    assert "loss" in printed(report.rounds_table([*rows, round_row(7, epsilon=3.0)]))[1]
+
+
+def test_a_loss_that_is_missing_keeps_its_column_where_nothing_is_private() -> None:
+    """Rounds without a usable update have no loss, which is worth seeing."""
+    header = printed(report.rounds_table([START]))[1]
+    assert "loss" in header and "ε" not in header
+
+
+def test_comparison_shows_epsilon_if_any_method_has_one(tmp_path: Path) -> None:
+    """The table has ε only where there is one; the CSV always, unrounded, empty where unknown."""
+    results = [replace(RESULTS[0], epsilon=2.991), RESULTS[1]]
+    body = [cells(line) for line in printed(report.comparison_table(results)) if line.strip()]
+    assert body[0][2:5] == ["personalised", "ε", "parameters"]
+    assert [line[3] for line in body[2:]] == ["3.00", "–"]
+    assert "ε" not in printed(report.comparison_table(RESULTS))[1]
+    report.comparison_csv(results, tmp_path / "comparison.csv")
+    with (tmp_path / "comparison.csv").open(encoding="utf-8") as file:
+        assert [row["epsilon"] for row in csv.DictReader(file)] == ["2.991", ""]
+
+
 def test_comparison_table_and_csv_agree(tmp_path: Path) -> None:
     """A line a method; the CSV holds the fields of Result, unrounded, empty where unknown."""
     body = [cells(line) for line in printed(report.comparison_table(RESULTS)) if line.strip()]
@@ -118,38 +136,6 @@ def test_comparison_table_and_csv_agree(tmp_path: Path) -> None:
     assert rows[0]["method"] == "fedex" and float(rows[0]["score"]) == 0.84
     assert rows[1]["score"] == "" and rows[1]["bytes_up"] == "0"
     assert [p.name for p in tmp_path.iterdir()] == ["comparison.csv"]
-
-
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [], [client_row(1, str(i)) for i in range(20)]])
-def test_curves_draws_whatever_is_known(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    """A whole run, one that just began, nulls and many clients all give a picture."""
-    report.curves(rows, tmp_path / "curves.png")
-    assert is_png(tmp_path / "curves.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
-
-
-def test_comparison_picture_draws_methods_and_baselines(tmp_path: Path) -> None:
-    """Methods that send, baselines that do not, and one without a score."""
-    runs = {"fedex": ROWS, "local": [START], "mute": [round_row(1, score=None)]}
-    for name, chosen in {"all": runs, "baseline": {"local": [START]}, "none": {}}.items():
-        report.comparison_picture(chosen, tmp_path / f"{name}.png")
-        assert is_png(tmp_path / f"{name}.png")
-
-
-def test_cost_adds_up_both_directions() -> None:
-    """The abscissa is megabytes up and down until then, rounds without a score included."""
-    rounds = [START, round_row(1, score=None), round_row(2, score=0.9)]
-    assert list(report._cost(rounds)) == [(0.0, 0.8461), (pytest.approx(2 * 1.230999), 0.9)]
-
-
-@given(st.lists(st.floats(0, 1), max_size=9).map(sorted))
-def test_labels_keep_apart_and_inside(heights: list[float]) -> None:
-    """Labels never overlap or leave the panel, and stay put where they already fit."""
-    moved = report.spread(heights, 0.1, 0.0, 1.0)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(moved))
-    assert all(-1e-9 <= y <= 1 + 1e-9 for y in moved)
-    if all(b - a >= 0.1 for a, b in pairwise(heights)):
-        assert moved == pytest.approx(heights)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fedlora import cli, settings
 from simulations import compare
 from tests.federation import World
+from tests.fedlora.rows import round_row
 
 
 def test_a_setting_is_for_all_or_for_one_method() -> None:
@@ -30,6 +31,17 @@ def test_centralised_takes_everyones_steps_over_everyones_rows() -> None:
     assert config.data.pooled and config.run.clients_per_round == 1
     assert config.train.steps == 3 * 7
     assert type(strategy).__name__ == "FedIT"
+
+
+def test_a_result_has_what_the_run_spent() -> None:
+    """ε is the last round's, as it covers the whole run; null or absent stays unknown."""
+    config, strategy = compare.resolved("fedit", {}, "x", 4)
+    rows = [round_row(0, epsilon=0.0), round_row(1, epsilon=1.5), round_row(2, epsilon=2.0)]
+    assert compare.result("fedit", rows, config, strategy).epsilon == 2.0
+    rows[-1]["epsilon"] = None
+    assert compare.result("fedit", rows, config, strategy).epsilon is None
+    found = compare.result("fedit", [round_row(0), round_row(1)], config, strategy)
+    assert found.epsilon is None and found.bytes_up == 2 * 1_230_000
 
 
 def test_compare_prints_methods_beside_baselines(

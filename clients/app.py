@@ -88,7 +88,8 @@ def _ordered(
 
 
 def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
-    """Run the work; what goes wrong is told to the server in words, and logged here in full."""
+    """Run the work; what goes wrong is told to the server in words, and logged here in full. In a
+    private run the words of a library, which might quote a row, stay here."""
     try:
         parcel = work(wire.unpack(message.content))
     except MethodError as e:
@@ -97,5 +98,7 @@ def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
         parcel = answer("error", str(e))
     except Exception as e:
         log.exception("this client could not answer")
-        parcel = answer("error", f"{type(e).__name__}: {e}")
+        private = any(r.config.privacy.on for r in _resident.values())
+        said = "its own log says more" if private else str(e)
+        parcel = answer("error", f"{type(e).__name__}: {said}")
     return Message(wire.pack(parcel), reply_to=message)

@@ -4,12 +4,15 @@ import math
 import time
 
 import torch
+from torch import nn
 
+from clients import private
 from clients.store import Missing, Store
 from fedlora import views
 from fedlora.errors import MethodError
 from fedlora.guard import called, checked
 from fedlora.orders import Order, answer
+from fedlora.privacy.central import clipped
 from fedlora.resident import Resident
 from fedlora.strategy import Round, stays
 from fedlora.tensors import Tensors, select
@@ -31,45 +34,73 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
         where = f"{type(strategy).__name__}.trains"
         raise MethodError(f"{where} leaves nothing to train in round {order.round}")
     before = adapter.read(trains)
-    fitted = fit(
-        resident.task,
-        adapter.model,
-        parameters,
-        resident.encoded(order.client, "train"),
-        resident.config.train,
-        (resident.config.run.seed, "train", order.client, order.round),
-    )
+    privacy = resident.config.privacy
+    try:
+        if privacy.local:
+            metrics = private.train(resident, store, order, tensors, trains)
+        else:
+            metrics = _fit(resident, order, parameters)
+    except private.Spent as e:
+        return answer("spent", str(e))
     after = adapter.read(trains)
-    if math.isfinite(fitted.loss) and all(torch.equal(before[k], t) for k, t in after.items()):
+    finite = math.isfinite(metrics.get("loss", 0.0))
+    if finite and all(torch.equal(before[k], t) for k, t in after.items()):
         return answer("error", "training moved no weight")
     trained = {**tensors, **after}
     if kept := select(trained, stays(strategy) & adapter.parts):
         store.keep_own(kept, order.round, order.own)
 
     trainable = select(trained, adapter.parts)  # a frozen head is not the method's to send
-    upload = called(strategy, "upload", trainable, client, round)
+    upload = checked(strategy, "upload", called(strategy, "upload", trainable, client, round))
+    if privacy.central:
+        sent = select(tensors, adapter.parts)
+        start = checked(strategy, "upload", called(strategy, "upload", sent, client, round))
+        upload = clipped(upload, start, privacy.clip)
     reply = answer("ok", round=order.round, experiment=order.experiment)
-    reply.tensors = encode(checked(strategy, "upload", upload), round.wire, strategy.trained)
-    reply.metrics = {"loss": fitted.loss, "seconds": time.monotonic() - started}
+    reply.tensors = encode(upload, round.wire, strategy.trained)
+    if not privacy.on:
+        metrics["seconds"] = time.monotonic() - started
+    reply.metrics = metrics if privacy.local or not privacy.on else {}
     return reply
 
 
 def evaluate(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Parcel:
-    """The client's own model on its held-out rows, and on the server's where that is asked."""
+    """The client's own model on its held-out rows, and on the server's where that is asked.
+
+    Under local privacy the first is noised and the second free: the model is private already."""
     started = time.monotonic()
     try:
-        _assemble(resident, store, order, parcel)
+        tensors = _assemble(resident, store, order, parcel)
     except Missing as e:
         return answer("stale", str(e), lost=e.what)
-    model, task = resident.adapter.model, resident.task
+    model, task, privacy = resident.adapter.model, resident.task, resident.config.privacy
     reply = answer("ok", round=order.round, experiment=order.experiment)
+    if privacy.central:
+        return reply
     if len(rows := resident.encoded(order.client, "heldout")):
         own = task.evaluate(model, rows)
-        reply.metrics = {"score": own.score, "rows": float(own.rows)}
+        if privacy.local:
+            reply.metrics = private.score(resident, store, order, tensors, own)
+        else:
+            reply.metrics = {"score": own.score, "rows": float(own.rows)}
     if order.server_rows and len(rows := resident.encoded("", "test")):
         reply.metrics["global"] = task.evaluate(model, rows).score
-    reply.metrics["seconds"] = time.monotonic() - started
+    if not privacy.on:
+        reply.metrics["seconds"] = time.monotonic() - started
     return reply
+
+
+def _fit(resident: Resident, order: Order, parameters: list[nn.Parameter]) -> dict[str, float]:
+    """Training without noise; the mean loss over its steps."""
+    fitted = fit(
+        resident.task,
+        resident.adapter.model,
+        parameters,
+        resident.encoded(order.client, "train"),
+        resident.config.train,
+        (resident.config.run.seed, "train", order.client, order.round),
+    )
+    return {"loss": fitted.loss}
 
 
 def _assemble(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Tensors:

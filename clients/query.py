@@ -30,6 +30,8 @@ def gradients(resident: Resident, client: str, parcel: Parcel) -> Parcel:
     with Omega (n, k) from the run's seed; "project" Q^T G (k, n), where Q (m, k) was sent.
     """
     facts = parcel.facts
+    if resident.config.privacy.on:
+        raise UserError("under [privacy] no gradients of rows leave a client")
     if resident.strategy.model_dump().get("init") not in ("clients", "sketch"):
         raise UserError("this run's configuration does not allow gradients to leave a client")
     modules, rows = list(facts["modules"]), int(facts["rows"])

@@ -6,7 +6,7 @@ from typing import Literal
 from fedlora.strategy import Client, Purpose
 from fedlora.wire import Facts, Parcel, WireError
 
-Status = Literal["ok", "stale", "error", "wrong"]
+Status = Literal["ok", "stale", "spent", "error", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Order:
     own: int
     keep: list[str]
     tails: list[str]
+    planned: int  # rounds that the run expects this client to take part in
+    spent: list[float]  # of its privacy, as far as the server knows: σ, q, steps; or nothing
     server_rows: bool = False  # evaluate on the server's rows too, where the client has them
 
     def facts(self) -> Facts:
@@ -47,6 +49,7 @@ class Order:
 
 
 def answer(status: Status, reason: str = "", **facts: object) -> Parcel:
-    """A reply without tensors: `stale` asks for the whole view, `error` is this client's failure,
+    """A reply without tensors: `stale` asks for the whole view, `spent` says that no privacy
+    budget is left, `error` is this client's failure,
     `wrong` a mistake of the method's, which is everybody's and ends the run."""
     return Parcel({"status": status, "reason": reason, **facts})

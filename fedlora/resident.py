@@ -1,5 +1,7 @@
 """The base model, its tokenizer and the rows, loaded once and kept for the life of the process."""
 
+import hashlib
+import json
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,6 +21,7 @@ class Resident:
         self.config = config
         self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
+        self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
     @cached_property
     def federation(self) -> data.Federation:
@@ -65,3 +68,8 @@ class Resident:
         if split in ("test", "public"):
             return self.task.encode(getattr(self.federation, split))
         return self.task.encode(getattr(self.federation, split)(client))
+
+    def _rows_digest(self, client: str, split: str) -> str:
+        """SHA-256 of a client's 'train' or 'heldout' rows."""
+        rows = getattr(self.federation, split)(client)[:]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

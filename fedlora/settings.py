@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedlora.config import Config
 from fedlora.errors import UserError
+from fedlora.privacy import plan
 from fedlora.strategy import Strategy
 
 Tree = dict[str, Any]
@@ -28,7 +29,8 @@ Load = Callable[[str], type[Strategy]]
 def resolve(
     given: Mapping[str, Any], load: Load, *, ignore: Iterable[str] = ()
 ) -> tuple[Config, Strategy]:
-    """The validated configuration and its method.
+    """The validated configuration and its method. Raises UserError where something is wrong, or
+    the two do not go together.
 
     Args:
         given: nested tables as the user wrote them; they win over the method's own defaults.
@@ -48,7 +50,9 @@ def resolve(
     adapter = tree.setdefault("adapter", {})
     if isinstance(adapter, dict) and adapter.get("kind") is None:
         adapter["kind"] = cls.adapter
-    return _validated(Config, tree, ""), method
+    config = _validated(Config, tree, "")
+    plan.check(config, method)
+    return config, method
 
 
 def read(path: Path | None, overrides: Iterable[str]) -> Tree:

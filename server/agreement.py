@@ -5,6 +5,7 @@ from typing import Any
 
 import fedlora
 from fedlora.guard import called
+from fedlora.privacy import plan
 from fedlora.resident import Resident
 from fedlora.strategy import Round
 from server.roster import Member, Roster
@@ -36,6 +37,8 @@ def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resid
         return "another node is that client already: give each node its own id"
     if examples < 1:
         return "it has no rows to train on"
+    if unfit := plan.refusal(resident.config, examples):
+        return unfit
     if not 0 <= rank <= full:
         return f"its rank {rank} is not within the run's adapter.rank = {full}"
     if rank not in (0, full) and not resident.strategy.mixed_ranks:

@@ -48,6 +48,11 @@ class ServerBase:
     ) -> torch.Tensor:
         """G (m, n) of one module. Modules are measured a group at a time, in order, and a
         gradient is forgotten once it was asked for."""
+        if over != "server" and self._resident.config.privacy.on:
+            raise UserError(
+                f"a first state from gradients over '{over}' would show clients' rows, which no "
+                "noise protects: under [privacy] take them over 'server', its public rows"
+            )
         if (over, module) not in self._known:
             group = next(g for g in estimate.groups(dict(self.shapes)) if module in g)
             measured: Tensors = getattr(self, f"_{over}")(group)

@@ -11,15 +11,17 @@ from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
 from fedlora.guard import called, changes, checked
+from fedlora.privacy.central import clipped
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir, save
-from fedlora.strategy import Purpose, Round, merge, stays
+from fedlora.strategy import Client, Purpose, Round, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, select
 from server.base import ServerBase
 from server.greeting import Greeter
 from server.inbox import Inbox
+from server.privacy import Central, largest, note, told
 from server.records import client_rows, mean, round_row
 from server.result import load_global
 from server.roster import Roster
@@ -46,6 +48,7 @@ class Coordinator:
         self.greeter = Greeter(grid, resident, self.roster, observer)
         self.state: Tensors = {}
         self.local = stays(self.strategy) & resident.adapter.parts
+        self.central = Central(resident, run, self.roster) if self.config.privacy.central else None
 
     def serve(self) -> None:
         """Run all rounds, from the last whole checkpoint where there is one."""
@@ -59,6 +62,11 @@ class Coordinator:
             self.roster.load(checkpoint.memory["roster"])
         else:
             self._begin()
+        if self.config.privacy.insecure_seed is not None:
+            self.observer.note(
+                "warning: privacy.insecure_seed makes the noise predictable: this run is for tests "
+                "and studies, and protects nobody"
+            )
         for number in range(last + 1, self.config.run.rounds + 1):
             with self.run.aside(number) as aside:
                 self._round(number, aside)
@@ -86,7 +94,9 @@ class Coordinator:
                 "this run that crosses and is no adapter tensor (strategy.init asked for it)"
             )
         score = self.score(0)
-        row = round_row(0, base.traffic, time.monotonic() - started, score=score)
+        self.roster.founders = len(self.roster.members)
+        seconds = time.monotonic() - started
+        row = round_row(0, base.traffic, seconds, score=score, **self._spent())
         with self.run.aside(0) as aside:
             self._commit(0, [row], aside)
 
@@ -104,7 +114,8 @@ class Coordinator:
         self._aggregate(outcome.inbox, number)
         outcome.inbox.clear()
 
-        score, scores = self._evaluate(phase, sorted(weights), number)
+        asked = [] if self.central else sorted(weights)  # under central privacy no score is told
+        score, scores = self._evaluate(phase, asked, number)
         trained = {c: a.metrics for c, a in arrivals.items()}
         held = {c: m.get("rows", 0.0) for c, m in scores.items()}
         row = round_row(
@@ -117,13 +128,17 @@ class Coordinator:
             clients=len(weights),
             failed=dict(sorted(outcome.failed.items())),
             dropped=dict(sorted(outcome.dropped.items())),
+            **self._spent(),
         )
         examples = {c: self.roster.members[c].examples for c in clients}
-        rows = client_rows(number, examples, weights, trained, scores, phase.traffic)
+        private = {c: told(self.roster.members[c], trained.get(c, {})) for c in clients}
+        rows = client_rows(number, examples, weights, trained, scores, phase.traffic, private)
         self._commit(number, [row, *rows], aside)
 
     def _sample(self, number: int) -> list[str]:
         present = self.roster.present()
+        if self.central:
+            return self.central.sample(present, self.state, number)
         count = self.config.run.sampled(len(present))
         draw = stream(self.config.run.seed, "sample", number)
         order = torch.randperm(len(present), generator=draw)
@@ -136,14 +151,20 @@ class Coordinator:
         for reply in phase.run(clients, self.state, round):
             reason = reply.reason or self._fault(phase, reply, round)
             metrics = reply.parcel.metrics if reply.parcel else {}
+            note(self.roster.members[reply.client], metrics)
             loss = metrics.get("loss")
             self.observer.client(number, "train", reply.client, loss, reason or None)
             if reply.parcel and not reason:
                 member = self.roster.members[reply.client]
-                share = member.examples if self.config.run.weights == "examples" else 1
+                by_rows = self.config.run.weights == "examples" and not self.central
+                share = member.examples if by_rows else 1
                 sent = phase.sent[reply.client].view
                 client = member.as_client(reply.client)
-                outcome.inbox.accept(client, reply.parcel.tensors, sent, share, metrics)
+                tensors = reply.parcel.tensors
+                if self.central:  # whatever the client did
+                    start = self._start(phase, client, round)
+                    tensors = clipped(tensors, start, self.config.privacy.clip)
+                outcome.inbox.accept(client, tensors, sent, share, metrics)
                 continue
             silent = reply.parcel is None and not reply.malformed
             (outcome.failed if silent else outcome.dropped)[reply.client] = reason
@@ -153,25 +174,34 @@ class Coordinator:
     def _fault(self, phase: Phase, reply: Reply, round: Round) -> str:
         """Why an update is dropped, or ""."""
         assert reply.parcel is not None
-        if not math.isfinite(reply.parcel.metrics.get("loss", math.nan)):
+        told = self.config.privacy.on or math.isfinite(reply.parcel.metrics.get("loss", math.nan))
+        if not told:
             return "its training loss is not finite"
         client = self.roster.members[reply.client].as_client(reply.client)
-        sent = {**select(self.state, self.local), **phase.sent[reply.client].view}
+        expected = self._start(phase, client, round)
+        return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
+
+    def _start(self, phase: Phase, client: Client, round: Round) -> Tensors:
+        """What the client would have uploaded of the view that it was sent, unchanged."""
+        sent = {**select(self.state, self.local), **phase.sent[client.id].view}
         trainable = select(sent, self.resident.adapter.parts)
         upload = called(self.strategy, "upload", trainable, client, round)
-        expected = checked(self.strategy, "upload", upload)
-        return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
+        return checked(self.strategy, "upload", upload)
 
     def _aggregate(self, inbox: Inbox, number: int) -> None:
         usable, wanted = len(inbox.arrivals), self.config.run.min_replies
         self.observer.phase(number, "aggregate", 0)
-        if usable < wanted:
+        if self.central:
+            mean = checked(self.strategy, "aggregate", inbox.changes())
+            self.state |= self.central.noised(self.state, mean, usable, number)
+        elif usable < wanted:
             self.observer.note(
                 f"round {number}: {usable} usable updates, fewer than run.min_replies = {wanted}: "
                 "the state stays as it was"
             )
             return
-        self.state = merge(self.state, inbox.changes())
+        else:
+            self.state = merge(self.state, inbox.changes())
         for id in inbox.arrivals if self.local else ():
             self.roster.members[id].own = number
 
@@ -205,6 +235,13 @@ class Coordinator:
             metadata = {"client": id} | {k: str(v) for k, v in facts.items()}
             path = aside / f"update-{quote(id, safe=' ')}.safetensors"
             save(load_file(arrival.path), path, metadata)
+
+    def _spent(self) -> Row:
+        """ε and δ so far for the round's row: the server's, or those of the client that spent most;
+        nothing in a run without privacy."""
+        if self.central:
+            return self.central.spent()
+        return largest(self.roster) if self.config.privacy.on else {}
 
     def _commit(self, number: int, rows: list[Row], aside: Path) -> None:
         memory = {"roster": self.roster.dump()}

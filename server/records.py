@@ -33,8 +33,13 @@ def client_rows(
     trained: Metrics,
     scores: Metrics,
     traffic: Traffic,
+    privacy: Mapping[str, Row],
 ) -> list[Row]:
-    """A row for every client that was asked; one that gave no usable update has weight 0."""
+    """A row for every client that was asked; one that gave no usable update has weight 0.
+
+    Args:
+        privacy: more fields of a client, in a private run.
+    """
     return [
         {
             "kind": "client",
@@ -47,6 +52,7 @@ def client_rows(
             "bytes_up": traffic.up.get(client, 0),
             "bytes_down": traffic.down.get(client, 0),
             "seconds": trained.get(client, {}).get("seconds"),
+            **privacy.get(client, {}),
         }
         for client in examples
     ]

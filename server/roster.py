@@ -12,7 +12,7 @@ from fedlora.views import Manifest, fingerprint
 class Member:
     """One client. `index` counts clients as they joined; `tag` and `manifest` are the view that it
     acknowledged last; `own` is the round of its last accepted training, of which it uses what it
-    kept."""
+    kept; `spent` is what it said last of its privacy budget."""
 
     index: int
     examples: int
@@ -21,6 +21,7 @@ class Member:
     tag: str = ""
     manifest: Manifest = field(default_factory=dict)
     own: int = 0
+    spent: dict[str, float] = field(default_factory=dict)
 
     def as_client(self, id: str) -> Client:
         return Client(id, self.rank, self.scale, self.examples)
@@ -32,6 +33,7 @@ class Roster:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.nodes: dict[str, int] = {}
+        self.founders = 0  # how many members there were before round 1
 
     def present(self) -> list[str]:
         return sorted(self.nodes)
@@ -45,13 +47,14 @@ class Roster:
             if key:
                 manifests[key] = member.manifest
             members[id] = {**vars(member), "manifest": key}
-        return {"members": members, "manifests": manifests}
+        return {"members": members, "manifests": manifests, "founders": self.founders}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         manifests = {
             key: {name: (d, list(shape)) for name, (d, shape) in entries.items()}
             for key, entries in dumped["manifests"].items()
         }
+        self.founders = int(dumped.get("founders", 0))
         self.members = {
             id: Member(**{**facts, "manifest": manifests.get(facts["manifest"], {})})
             for id, facts in dumped["members"].items()

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from fedlora.errors import MethodError
 from fedlora.guard import called, checked
 from fedlora.orders import Order
+from fedlora.privacy.plan import participations
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
@@ -15,6 +16,7 @@ from fedlora.tensors import Tensors, nbytes, part_of
 from fedlora.views import Manifest, difference, fingerprint, manifest
 from fedlora.wire import Parcel, encode
 from server.exchange import Exchange, message
+from server.privacy import history
 from server.roster import Member, Roster
 
 
@@ -135,6 +137,8 @@ class Phase:
             own=member.own,
             keep=patch.keep,
             tails=patch.tails,
+            planned=participations(self.config.run, len(self.roster.members)),
+            spent=history(member),
             server_rows=server_rows,
         )
         self.sent[client] = Sent(view, held, tag)

@@ -11,6 +11,7 @@ import torch
 from fedlora import settings
 from fedlora.config import Config
 from fedlora.errors import Stopped, UserError
+from fedlora.privacy import plan
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
@@ -35,7 +36,9 @@ def simulate(
     """Run a federation to its end, or on from where `run` stopped; leaves the run directory with
     the adapter and the picture in it. A run that fails before its first round leaves nothing."""
     resident = Resident(config, strategy)
-    clients = len(resident.federation.clients)
+    federation = resident.federation
+    clients = len(federation.clients)
+    plan.check_clients(config, {c: len(federation.train(c)) for c in federation.clients})
     _ = resident.adapter  # a wrong model or target is said before anything is written
     fresh = run is None
     run = run or RunDir.create(config)

@@ -1,0 +1,128 @@
+"""Privacy as the server sees it: what clients say they spent, and central noise of its own."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+
+from fedlora.errors import UserError
+from fedlora.guard import called
+from fedlora.privacy import accounting, plan
+from fedlora.privacy.central import noised
+from fedlora.privacy.entropy import generator, insecure
+from fedlora.privacy.ledger import Ledger
+from fedlora.resident import Resident
+from fedlora.runs import Row, RunDir
+from fedlora.strategy import Round
+from fedlora.tensors import Tensors, select
+from fedlora.views import fingerprint, manifest
+from server.roster import Member, Roster
+
+BUDGET = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
+STATISTICS = ("clipped", "gradient_norm")
+
+
+def note(member: Member, metrics: Mapping[str, float]) -> None:
+    """Remember what a client said of its budget, whether its update is used or not."""
+    member.spent = {k: metrics[k] for k in BUDGET if k in metrics} or member.spent
+
+
+def told(member: Member, metrics: Mapping[str, float]) -> Row:
+    """A client's fields in a round's metrics: its budget so far, and the round's statistics. Empty
+    for a client that never trained privately."""
+    if not member.spent:
+        return {}
+    known = {**member.spent, **{k: metrics.get(k) for k in STATISTICS}}
+    row = {k: v if v is None or math.isfinite(v) else None for k, v in known.items()}
+    return row | {"steps": int(member.spent["steps"])}
+
+
+def history(member: Member) -> list[float]:
+    """σ, q and steps as a client said them last, for one that lost its own account; else empty."""
+    keys = ("noise_multiplier", "sample_rate", "steps")
+    return [member.spent[k] for k in keys] if member.spent else []
+
+
+def largest(roster: Roster) -> Row:
+    """ε and δ of the client that spent most so far."""
+    spent = [m.spent for m in roster.members.values() if m.spent]
+    if not spent:
+        return {"epsilon": 0.0, "delta": None}
+    most = max(spent, key=lambda s: s["epsilon"])
+    finite = math.isfinite(most["epsilon"])
+    return {"epsilon": most["epsilon"] if finite else None, "delta": most["delta"]}
+
+
+class Central:
+    """Noise on each round's sum of clipped updates, and who is in it.
+
+    <run>/privacy.json    what was spent; on disk before the noised sum exists
+    <run>/sampling.json   the secret that the round's clients are drawn from
+    """
+
+    def __init__(self, resident: Resident, run: RunDir, roster: Roster) -> None:
+        self.resident, self.config, self.roster = resident, resident.config, roster
+        self.ledger = Ledger(run.path / "privacy.json")
+        self.sampling = Ledger(run.path / "sampling.json")
+
+    def sample(self, present: list[str], state: Tensors, number: int) -> list[str]:
+        """Each client with chance q, whoever else is in (Poisson sampling)."""
+        mechanism = self.ledger.mechanism or self.ledger.plan(
+            plan.server_mechanism(self.config, self.roster.founders)
+        )
+        self.sampling.plan(mechanism)
+        secret = self._secret(self.sampling, _key(number, state), 0, "sample", number)
+        draws = torch.rand(len(present), generator=generator(secret, "clients"))
+        return [
+            c for c, u in zip(present, draws.tolist(), strict=True) if u < mechanism.sample_rate
+        ]
+
+    def noised(self, state: Tensors, mean: Tensors, count: int, number: int) -> Tensors:
+        """The shared parts after a round of `count` clients with this mean. Raises UserError where
+        the budget is spent."""
+        mechanism, privacy = self.ledger.mechanism, self.config.privacy
+        assert mechanism is not None
+        key = _key(number, state, mean, count)
+        if privacy.epsilon is not None and not self.ledger.repeats(key):
+            after = self._epsilon(self.ledger.after(1))
+            if after > privacy.epsilon:
+                raise UserError(
+                    f"the privacy budget is spent: round {number} would take ε to {after:.3g}, "
+                    f"past privacy.epsilon = {privacy.epsilon:g}; what it buys is the model of "
+                    f"round {number - 1}"
+                )
+        secret = self._secret(self.ledger, key, 1, "noise", number)
+        strategy = self.resident.strategy
+        trains = called(strategy, "trains", Round(number, seed=self.config.run.seed))
+        start = select(state, strategy.shared & trains & self.resident.adapter.parts)
+        return noised(
+            start,
+            mean,
+            count,
+            mechanism.sample_rate * self.roster.founders,
+            mechanism.noise_multiplier * privacy.clip,
+            generator(secret, "noise"),
+        )
+
+    def spent(self) -> Row:
+        if self.ledger.mechanism is None:
+            return {"epsilon": 0.0, "delta": None}
+        epsilon = self._epsilon(self.ledger.history)
+        finite = math.isfinite(epsilon)
+        return {"epsilon": epsilon if finite else None, "delta": self.ledger.mechanism.delta}
+
+    def _epsilon(self, history: list[tuple[float, float, int]]) -> float:
+        assert self.ledger.mechanism is not None
+        delta, kind = self.ledger.mechanism.delta, self.config.privacy.accountant
+        return accounting.epsilon(history, delta, kind)
+
+    def _secret(self, ledger: Ledger, key: str, steps: int, purpose: str, number: int) -> bytes:
+        secret = ledger.spend(key, steps)
+        seed = self.config.privacy.insecure_seed
+        return secret if seed is None else insecure(seed, purpose, number)
+
+
+def _key(number: int, state: Tensors, mean: Tensors | None = None, count: int = 0) -> str:
+    facts = [str(number), str(count), *(fingerprint(manifest(t)) for t in (state, mean or {}))]
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()

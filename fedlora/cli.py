@@ -99,9 +99,9 @@ def compare(
     trees = comparing.split(settings.read(path, []), settings.parse(overrides), methods)
     first, _ = settings.resolve(trees["local"], load, ignore=known())
     folder = comparison_dir(first)
-    clients = len(data.load(first.data, first.run.seed).clients)
+    rows = data.load(first.data, first.run.seed).examples
     contenders = {
-        m: comparing.resolved(m, trees[m], str(folder), clients) for m in methods
+        m: comparing.resolved(m, trees[m], str(folder), rows) for m in methods
     }  # every mistake is found before anything trains
     folder.mkdir(parents=True)
 

@@ -7,6 +7,7 @@ import strategies
 from fedlora import report, settings
 from fedlora.config import Config
 from fedlora.cost import cost
+from fedlora.privacy import plan
 from fedlora.runs import Row, RunDir
 from fedlora.settings import Tree
 from fedlora.strategy import Strategy
@@ -15,12 +16,17 @@ BASELINES = ("centralised", "local")
 
 
 def resolved(
-    method: str, tree: Mapping[str, Any], folder: str, clients: int
+    method: str, tree: Mapping[str, Any], folder: str, rows: Mapping[str, int]
 ) -> tuple[Config, Strategy]:
     """One contender's configuration: its own defaults, then what was given for all and for it.
 
     Centralised is FedIT with one client that has everyone's rows and takes everyone's steps; local
     is the method that shares nothing.
+
+    Args:
+        rows: training rows by client, every client there is.
+
+    Raises UserError where a setting is wrong, or a client cannot train privately as it says.
     """
     pooled = method == "centralised"
     strategy = tree.get("strategy", {}) | {"name": "fedit" if pooled else method}
@@ -29,13 +35,16 @@ def resolved(
     ignore = strategies.settings()
     config, made = settings.resolve(given, strategies.load, ignore=ignore)
     if not pooled:
+        plan.check_clients(config, rows)
         return config, made
     steps = config.train.steps
-    sampled = config.run.sampled(clients)
+    sampled = config.run.sampled(len(rows))
     given["run"] = run | {"clients_per_round": 1}
     given["data"] = tree.get("data", {}) | {"pooled": True}
     given["train"] = tree.get("train", {}) | {"steps": steps and steps * sampled}
-    return settings.resolve(given, strategies.load, ignore=ignore)
+    config, made = settings.resolve(given, strategies.load, ignore=ignore)
+    plan.check_clients(config, {"pooled": sum(rows.values())})
+    return config, made
 
 
 def rounds(method: str, run: RunDir) -> list[Row]:

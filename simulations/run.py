@@ -36,9 +36,8 @@ def simulate(
     """Run a federation to its end, or on from where `run` stopped; leaves the run directory with
     the adapter and the picture in it. A run that fails before its first round leaves nothing."""
     resident = Resident(config, strategy)
-    federation = resident.federation
-    clients = len(federation.clients)
-    plan.check_clients(config, {c: len(federation.train(c)) for c in federation.clients})
+    clients = len(resident.federation.clients)
+    plan.check_clients(config, resident.federation.examples)
     _ = resident.adapter  # a wrong model or target is said before anything is written
     fresh = run is None
     run = run or RunDir.create(config)

@@ -24,6 +24,11 @@ class Federation:
     trained: Mapping[str, list[int]]  # {client: rows}
     held: Mapping[str, list[int]]  # {client: rows}
 
+    @property
+    def examples(self) -> dict[str, int]:
+        """How many rows each client trains on."""
+        return {client: len(self.trained[client]) for client in self.clients}
+
     def train(self, client: str) -> Dataset:
         """The rows that a client trains on."""
         return self.rows.select(self.trained[client])

@@ -44,7 +44,7 @@ def train(
     mechanism = ledger.mechanism or ledger.plan(
         plan.client_mechanism(config, len(encoded), order.planned)
     )
-    key = _key(resident, order, tensors, "train")
+    key = release_key(resident, order, tensors, "train")
     steps = config.train.steps_a_round(len(encoded))
     secret = _spend(resident, order, ledger, key, steps)
     found = fit(
@@ -84,7 +84,9 @@ def score(
             return {}
         ledger.plan(mechanism)
     try:
-        secret = _spend(resident, order, ledger, _key(resident, order, tensors, "heldout"), 1)
+        secret = _spend(
+            resident, order, ledger, release_key(resident, order, tensors, "heldout"), 1
+        )
     except Spent:
         return {}
     noise = float(torch.randn((), generator=generator(secret, "score")))
@@ -110,16 +112,17 @@ def _spend(resident: Resident, order: Order, ledger: Ledger, key: str, steps: in
     return insecure(privacy.insecure_seed, order.purpose, order.client, order.round)
 
 
-def _key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:
-    """A digest of all that a release depends on but its noise: the adapter, the rows, how it is
-    trained. Only where nothing differs may the same noise be used again."""
-    config = resident.config
+def releaserelease_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:
+    """A digest of all that a release depends on but its noise: the adapter, the rows, and how they
+    are used. Only where nothing differs may the same noise be used again: on two releases that
+    differ it would show their difference."""
+    config = resident.config.model_dump(mode="json", exclude={"run", "simulation"})
     facts = [
         order.purpose,
         order.round,
+        order.scale,
         fingerprint(manifest(tensors)),
         resident.rows_digest(order.client, split),
-        config.train.model_dump(),
-        config.privacy.model_dump(),
+        config,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -84,9 +84,8 @@ def score(
             return {}
         ledger.plan(mechanism)
     try:
-        secret = _spend(
-            resident, order, ledger, release_key(resident, order, tensors, "heldout"), 1
-        )
+        key = release_key(resident, order, tensors, "heldout")
+        secret = _spend(resident, order, ledger, key, 1)
     except Spent:
         return {}
     noise = float(torch.randn((), generator=generator(secret, "score")))
@@ -112,7 +111,7 @@ def _spend(resident: Resident, order: Order, ledger: Ledger, key: str, steps: in
     return insecure(privacy.insecure_seed, order.purpose, order.client, order.round)
 
 
-def releaserelease_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:
+def release_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:
     """A digest of all that a release depends on but its noise: the adapter, the rows, and how they
     are used. Only where nothing differs may the same noise be used again: on two releases that
     differ it would show their difference."""

@@ -5,6 +5,7 @@ n is a client's number of training rows, q = batch_size / n the chance of each r
 """
 
 import math
+from collections.abc import Mapping
 
 from fedlora.config import Config, Run
 from fedlora.errors import UserError
@@ -55,7 +56,7 @@ def refusal(config: Config, rows: int) -> str:
     return _large_delta(config, rows, "training rows")
 
 
-def check_clients(config: Config, rows: dict[str, int]) -> None:
+def check_clients(config: Config, rows: Mapping[str, int]) -> None:
     """Raises UserError where a client cannot train as configured, or no noise reaches ε.
 
     Args:

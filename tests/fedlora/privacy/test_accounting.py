@@ -125,7 +125,7 @@ def test_at_least_what_is_true_without_sampling(sigma, steps, delta):
     """At q = 1 the exact ε is known: Rényi orders are above it, and at most half above."""
     true, found = exact(sigma, steps, delta), epsilon([(sigma, 1.0, steps)], delta)
     assert found >= true
-    if true > 0.1:
+    if true > 0.03:
         assert found <= 1.5 * true
 
 
@@ -214,19 +214,19 @@ def test_targets_out_of_reach():
 
 
 @pytest.mark.parametrize(
-    ("history", "delta"),
+    ("history", "delta", "why"),
     [
-        ([(1e4, 1.0, 10**6)], 1e-12),  # Opacus would say .1 too little here
-        ([(0.02, 1.0, 10)], 1e-5),  # ε in the thousands
-        ([(0.1, 0.01, 1000)], 1e-5),  # would take gigabytes
-        ([(100.0, 1e-4, 10**12)], 1e-1),  # too fine a grid
-        ([(1.0, 0.1, 3)], 1e-16),
+        ([(7000.0, 1.0, 10**6)], 1e-11, "delta = 1e-11 is too small"),  # Opacus: rounding errors
+        ([(0.02, 1.0, 10)], 1e-5, "too fine a grid"),  # ε in the thousands
+        ([(0.1, 0.01, 1000)], 1e-5, "too fine a grid"),  # would take gigabytes
+        ([(100.0, 1e-4, 10**12)], 0.1, "too fine a grid"),
+        ([(1.0, 0.1, 3)], 1e-16, "delta = 1e-16 is too small"),
     ],
 )
-def test_where_the_numerical_accountant_gives_up(history, delta):
+def test_where_the_numerical_accountant_gives_up(history, delta, why):
     """Where its numbers would be wrong or not come, the other accountant is named; that one has a
     bound."""
-    with pytest.raises(UserError, match=r"privacy\.accountant=rdp"):
+    with pytest.raises(UserError, match=rf"{why}.*privacy\.accountant=rdp"):
         epsilon(history, delta, "prv")
     assert 0 < epsilon(history, delta) < math.inf
 

@@ -103,8 +103,8 @@ def table(device: str, results: Sequence[Result]) -> Table:
     """A line a contender, sections by batch size; quartiles in brackets."""
     shown = Table(
         title=f"Private steps against plain ones on {device}: medians (quartiles)",
-        caption="ratio: batch by batch; medians: of the two medians; MB: the most memory that\n"
-        "stepping takes above the loaded process, less what plain steps take",
+        caption="ms on the CPU: the process's time; ratio: batch by batch; medians:\n"
+        "of the two medians; MB: most memory above the loaded process, less plain's",
         box=box.SIMPLE_HEAD,
     )
     shown.add_column("step", no_wrap=True)

@@ -88,7 +88,8 @@ def score(
         secret = _spend(resident, order, ledger, key, 1)
     except Spent:
         return {}
-    noise = float(torch.randn((), generator=generator(secret, "score")))
+    draw = generator(secret, "score")
+    noise = float(torch.randn((), generator=draw, dtype=torch.float64))
     right = own.score * own.rows + mechanism.noise_multiplier * noise
     return {"score": min(max(right / own.rows, 0.0), 1.0), "rows": float(own.rows)}
 

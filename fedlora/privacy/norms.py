@@ -32,7 +32,7 @@ def counted(norms: Tensor, clip: float) -> Tensor:
 
 def noised(counts: Tensor, sigma: float, steps: int, generator: torch.Generator) -> Tensor:
     """The counts of that many steps together, each step's with noise σ / b."""
-    draw = torch.randn(counts.shape, generator=generator)
+    draw = torch.randn(counts.shape, generator=generator, dtype=torch.float64)
     return counts + sigma / SHARE * steps**0.5 * draw
 
 

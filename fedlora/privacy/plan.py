@@ -70,7 +70,11 @@ def check_clients(config: Config, rows: Mapping[str, int]) -> None:
         for client, count in rows.items():
             if wrong := refusal(config, count):
                 raise UserError(f"client {client}: {wrong}")
-            client_mechanism(config, count, participations(config.run, len(rows)))
+            rounds = participations(config.run, len(rows))
+            made = client_mechanism(config, count, rounds)
+            steps = rounds * config.train.steps_a_round(count)
+            whole = [(made.noise_multiplier, made.sample_rate, steps)]
+            accounting.epsilon(whole, made.delta, config.privacy.accountant)
 
 
 def client_mechanism(config: Config, rows: int, rounds: int) -> Mechanism:

@@ -54,13 +54,14 @@ def train(
         mechanism: σ (zero: none), q and δ of this client.
         secret: what every draw comes from: samples, noise, dropout.
     """
-    from opacus.optimizers import DPOptimizer
     from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+
+    from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
 
     rows, steps = len(encoded), settings.steps_a_round(len(encoded))
     sigma, q = mechanism.noise_multiplier, mechanism.sample_rate
     parameters = adapter.trainable(parts)
-    updater = DPOptimizer(
+    updater = Optimizer(
         plain(parameters, settings),
         noise_multiplier=norms.stretched(sigma) if privacy.statistics else sigma,
         max_grad_norm=privacy.clip,

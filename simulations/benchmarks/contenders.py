@@ -94,9 +94,9 @@ def plain(load: Workload, adapter: Adapter, rows: int) -> Iterator[Step]:
 @contextmanager
 def engine(name: str, load: Workload, adapter: Adapter, rows: int) -> Iterator[Step]:
     """One of `fedlora.privacy.engines`, stepped as `fedlora.privacy.training` does."""
-    from opacus.optimizers import DPOptimizer
+    from fedlora.privacy.optimizer import Optimizer
 
-    updater = DPOptimizer(**load.private(adapter, rows))
+    updater = Optimizer(**load.private(adapter, rows))
     with per_example(name, adapter, adapter.parts) as gradients:
 
         def step(batch: Batch) -> int:

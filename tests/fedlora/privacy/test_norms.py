@@ -70,13 +70,13 @@ def test_a_row_adds_at_most_one_to_both_sums_together(gradient, clip, sigma):
 def test_the_noise_of_counts():
     """Variance σ² steps / b² on every count, independent between counts, mean zero."""
     sigma, steps, draws = 1.7, 5, 4000
-    counts = torch.arange(8.0)
+    counts = torch.arange(8.0, dtype=torch.float64)
     noise = torch.stack(
         [norms.noised(counts, sigma, steps, stream(0, "x", i)) - counts for i in range(draws)]
     )
     variance = sigma**2 * steps / 0.2**2
     covariance = torch.cov(noise.T) / variance
-    torch.testing.assert_close(covariance, torch.eye(8), rtol=0, atol=0.1)
+    torch.testing.assert_close(covariance, torch.eye(8, dtype=torch.float64), rtol=0, atol=0.1)
     assert float(covariance.diag().mean()) == pytest.approx(1, rel=0.03)
     assert float(noise.mean()) == pytest.approx(0, abs=4 * math.sqrt(variance / 8 / draws))
 

@@ -90,7 +90,7 @@ def noise_alone(parts, deviation, steps):
     draw, total = generator(SECRET, "noise"), {}
     for _ in range(steps):
         for name, p in parts.items():
-            xi = deviation * torch.randn(p.shape, generator=draw).double()
+            xi = deviation * torch.randn(p.shape, generator=draw, dtype=torch.float64)
             total[name] = total.get(name, 0) - xi
     return total
 
@@ -122,9 +122,9 @@ def test_empty_steps_among_others():
 def test_the_histogram_takes_its_share_of_the_budget(statistics, deviation):
     """With it, the gradient's noise is σC/√(1 − b²): as many draws as tell 2 % apart."""
     made, settings = adapter(), {"sigma": 1.0, "q": RARE, "clip": 1.0, "lr": RARE * N}
-    moved = [fit(made, insecure(1, i), statistics=statistics, **settings)[0] for i in range(20)]
+    moved = [fit(made, insecure(1, i), statistics=statistics, **settings)[0] for i in range(60)]
     draws = torch.cat([t.flatten() for one in moved for t in one.values()]) / 2  # of four steps
-    assert len(draws) > 20_000
+    assert len(draws) > 60_000
     assert float(draws.std()) == pytest.approx(deviation, rel=8e-3)
     assert float(draws.mean()) == pytest.approx(0, abs=0.02)
 
@@ -154,7 +154,8 @@ def test_statistics_are_noised():
     for i in chain(*steps):
         counts[sum(every[i] > clip * edge for edge in histogram.EDGES)] += 1
     exact = histogram.share_clipped(counts, 0.4 * N * 3)
-    counts += sigma * 3**0.5 / 0.2 * torch.randn(8, generator=generator(SECRET, "histogram"))
+    draw = generator(SECRET, "histogram")
+    counts = counts + sigma * 3**0.5 / 0.2 * torch.randn(8, generator=draw, dtype=torch.float64)
     assert told.clipped == pytest.approx(histogram.share_clipped(counts, 0.4 * N * 3), rel=1e-5)
     assert told.gradient_norm == pytest.approx(histogram.median(counts, clip), rel=1e-5)
     assert told.clipped != pytest.approx(exact, rel=1e-3)

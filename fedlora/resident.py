@@ -10,6 +10,7 @@ from fedlora.adapters import Adapter
 from fedlora.config import Config
 from fedlora.errors import MethodError, UserError
 from fedlora.models import digest, tokenizer_digest
+from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
 from fedlora.tensors import Tensors
 
@@ -42,6 +43,8 @@ class Resident:
                 f"{type(self.strategy).__name__} trains {sorted(self.strategy.trained)}, of which "
                 f"adapter.kind = {self.config.adapter.kind} has none: choose another kind"
             )
+        if self.config.privacy.engine == "hooks" and (why := unsupported(adapter)):
+            raise UserError(f"privacy.engine = hooks: {why}. Set privacy.engine = stacked")
         return adapter
 
     def load(self, view: Tensors, scale: float) -> None:

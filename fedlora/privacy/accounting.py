@@ -19,6 +19,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -76,6 +77,7 @@ def epsilon(history: Iterable[Sequence[float]], delta: float, kind: Kind = "rdp"
     return _renyi(total, delta) if kind == "rdp" else _numerical(total, delta)
 
 
+@lru_cache(maxsize=1024)
 def noise_multiplier(
     target_epsilon: float, delta: float, sample_rate: float, steps: int, kind: Kind = "rdp"
 ) -> float:
@@ -132,13 +134,9 @@ def _solved(cost: Callable[[float], float], high: float, factor: float, target: 
 def _renyi(history: History, delta: float) -> float:
     """ε by Rényi orders: whole ones, then finer ones around the best where it is small, or further
     ones where it is the last; all of them at once would be ten times as slow."""
-    from opacus.accountants.analysis.rdp import compute_rdp
 
     def bounds(orders: Sequence[float]) -> np.ndarray:
-        rho = sum(
-            compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=orders)
-            for sigma, q, steps in history
-        )
+        rho = sum(steps * _step(sigma, q, tuple(orders)) for sigma, q, steps in history)
         return _bounds(rho, orders, delta)
 
     found = bounds(ORDERS)
@@ -152,6 +150,14 @@ def _renyi(history: History, delta: float) -> float:
     if order == ORDERS[-1]:
         least = min(least, bounds(LARGE).min())
     return max(0.0, float(least))
+
+
+@lru_cache(maxsize=4096)
+def _step(sigma: float, q: float, orders: tuple[float, ...]) -> np.ndarray:
+    """ρ of one step at every order, (orders,). Kept, as a client asks for the same each round."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    return np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=orders))
 
 
 def _bounds(rho: np.ndarray | float, orders: Sequence[float], delta: float) -> np.ndarray:

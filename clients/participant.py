@@ -60,7 +60,7 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
     reply.tensors = encode(upload, round.wire, strategy.trained)
     if not privacy.on:
         metrics["seconds"] = time.monotonic() - started
-    reply.metrics = metrics if privacy.local or not privacy.on else {}
+    reply.metrics = {} if privacy.central else metrics
     return reply
 
 

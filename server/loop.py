@@ -174,8 +174,8 @@ class Coordinator:
     def _fault(self, phase: Phase, reply: Reply, round: Round) -> str:
         """Why an update is dropped, or ""."""
         assert reply.parcel is not None
-        told = self.config.privacy.on or math.isfinite(reply.parcel.metrics.get("loss", math.nan))
-        if not told:
+        loss = reply.parcel.metrics.get("loss", math.nan)  # in a private run nobody tells it
+        if not (self.config.privacy.on or math.isfinite(loss)):
             return "its training loss is not finite"
         client = self.roster.members[reply.client].as_client(reply.client)
         expected = self._start(phase, client, round)

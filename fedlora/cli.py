@@ -115,7 +115,7 @@ def compare(
             results.append(comparing.result(method, curves[method], config, strategy))
             report.comparison_csv(results, folder / "comparison.csv")
             pictures.comparison_picture(curves, folder / "comparison.png")
-    console.print(report.comparison_table(results))
+    report.show(report.comparison_table(results), console)
     print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
 
 
@@ -140,7 +140,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Parameters and bytes per client and round, per method, from the model's config alone."""
-    from fedlora import settings
+    from fedlora import report, settings
     from fedlora.cost import cost as count
     from strategies import BUILTIN, load
     from strategies import settings as known
@@ -154,7 +154,7 @@ def cost(
     if as_json:
         print(json.dumps({k: vars(v) for k, v in counted.items()}, indent=2))
         return
-    Console().print(_cost_table(counted))
+    report.show(_cost_table(counted), Console())
 
 
 @app.command()

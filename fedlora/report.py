@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -154,6 +156,13 @@ def comparison_csv(results: Iterable[Result], path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Result)])
         writer.writeheader()
         writer.writerows(asdict(result) for result in results)
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table with every number whole, on a narrow console too: there its lines wrap."""
+    wide = console.options.update(width=1000)
+    shown = Console(file=console.file, width=Measurement.get(console, wide, table).maximum)
+    (console if console.width >= shown.width else shown).print(table)
 
 
 def _reasons(by_client: Mapping[str, str]) -> Text:

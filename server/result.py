@@ -43,7 +43,7 @@ def tell(run: RunDir, console: Console) -> None:
     privacy = settings.read(run.path / "config.toml", []).get("privacy", {})
     names = ("curves.png", "adapter", "metrics.jsonl")
     places = [f"{name.partition('.')[0] + ':':9}{run.path / name}" for name in names]
-    console.print(report.rounds_table(rows))
+    report.show(report.rounds_table(rows), console)
     for line in [*_promise(rows, privacy), *places]:
         console.print(
             line, soft_wrap=True, markup=False, emoji=False, highlight=False

@@ -146,3 +146,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         report.comparison_csv([RESULTS[0], None], path)  # type: ignore[list-item]
     assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["comparison.csv"]
+
+
+def test_no_number_is_cut_short() -> None:
+    """A table that is wider than the console keeps every digit; one that fits is as ever."""
+    result = Result("centralised", 0.5337, 0.525, 74498, 5_960_000, 24_800_000, 214.6, 2.99)
+    narrow, wide = (Console(file=io.StringIO(), width=w) for w in (60, 120))
+    for console in (narrow, wide):
+        report.show(report.comparison_table([result]), console)
+        text = console.file.getvalue()
+        assert "…" not in text
+        for shown in ("centralised", "0.534", "2.99", "74,498", "5.96 MB", "24.8 MB", "214.6"):
+            assert shown in text
+    assert narrow.width == 60

@@ -70,6 +70,8 @@ class Coordinator:
         for number in range(last + 1, self.config.run.rounds + 1):
             with self.run.aside(number) as aside:
                 self._round(number, aside)
+        if self.central:
+            self.central.close()
 
     def score(self, number: int) -> float | None:
         """The global model on the server's rows. A method that keeps parts on clients has one

@@ -105,6 +105,11 @@ class Central:
             generator(secret, "noise"),
         )
 
+    def close(self) -> None:
+        """The run is over: with the last secret, its noise could be taken off the model."""
+        self.ledger.forget()
+        self.sampling.forget()
+
     def spent(self) -> Row:
         if self.ledger.mechanism is None:
             return {"epsilon": 0.0, "delta": None}

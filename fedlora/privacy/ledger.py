@@ -75,6 +75,12 @@ class Ledger:
         """Whether a spend with this key would be the repeat of the one just before."""
         return _repeats(self._read(), key)
 
+    def forget(self) -> None:
+        """Erase the latest secret, once its release cannot be asked for again."""
+        state = self._read()
+        if state.secret:
+            self._write(replace(state, key="", secret=b""))
+
     def adopt(self, history: Iterable[Sequence[float]]) -> None:
         """Take over what somebody else knows was spent, for a disk that was lost or put back.
 

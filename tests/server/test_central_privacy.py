@@ -109,7 +109,9 @@ def test_a_restart_in_the_middle_changes_nothing(
     ran = federate(world, tmp_path / "cut", "fedit", resume=True, run__keep="all", **given)
     assert ran.row(3)["epsilon"] <= 20
     assert _steps(json.loads((ran.run.path / "privacy.json").read_text())) == 3
-    assert _steps(spent) == 2
+    assert _steps(spent) == 2 and spent["secret"]
+    for name in ("privacy.json", "sampling.json"):  # with it the noise could be taken off
+        assert not json.loads((ran.run.path / name).read_text())["secret"]
     if seeded:
         whole = federate(world, tmp_path / "whole", "fedit", **given)
         assert same(whole.state(3), ran.state(3))

@@ -190,3 +190,16 @@ def test_adopting_never_lowers(tmp_path_factory, own, said):
     ledger.adopt(said)
     found = epsilon(ledger.history, 1e-5)
     assert found >= max(epsilon(own, 1e-5), epsilon(said, 1e-5))
+
+
+def test_a_secret_can_be_forgotten_and_nothing_else(tmp_path):
+    """What was spent stays; the secret is on no disk, and the same key is a new release."""
+    ledger = Ledger(tmp_path / "privacy.json")
+    ledger.forget()
+    assert not ledger.path.exists()
+    ledger.plan(Mechanism(1.0, 0.1, 1e-5))
+    secret = ledger.spend("key", 3)
+    ledger.forget()
+    assert secret.hex() not in ledger.path.read_text()
+    assert ledger.history == [(1.0, 0.1, 3)] and not ledger.repeats("key")
+    assert ledger.spend("key", 3) != secret and ledger.history == [(1.0, 0.1, 6)]

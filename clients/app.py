@@ -89,16 +89,17 @@ def _ordered(
 
 def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
     """Run the work; what goes wrong is told to the server in words, and logged here in full. In a
-    private run the words of a library, which might quote a row, stay here."""
+    private run those words, which might quote a row, stay here; a method's mistakes, which it makes
+    over tensors, are told all the same."""
     try:
         parcel = work(wire.unpack(message.content))
     except MethodError as e:
         parcel = answer("wrong", str(e))
-    except UserError as e:
-        parcel = answer("error", str(e))
     except Exception as e:
-        log.exception("this client could not answer")
-        private = any(r.config.privacy.on for r in _resident.values())
-        said = "its own log says more" if private else str(e)
-        parcel = answer("error", f"{type(e).__name__}: {said}")
+        known = isinstance(e, UserError)
+        log.error("this client could not answer: %s", e, exc_info=not known)
+        if any(r.config.privacy.on for r in _resident.values()):
+            parcel = answer("error", f"{type(e).__name__}: its own log says more")
+        else:
+            parcel = answer("error", str(e) if known else f"{type(e).__name__}: {e}")
     return Message(wire.pack(parcel), reply_to=message)

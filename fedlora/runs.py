@@ -28,7 +28,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedlora import settings
+from fedlora import files, settings
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.tensors import Tensors
@@ -118,11 +118,11 @@ class RunDir:
             "memory": checkpoint.memory,
             "metrics": checkpoint.rows,
         }
-        _write(aside / "checkpoint.json", json.dumps(facts))
+        files.write(aside / "checkpoint.json", json.dumps(facts))
         final = self.round(checkpoint.round)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that is being done again
         aside.rename(final)
-        _sync(self.path)
+        files.sync(self.path)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in checkpoint.rows)
         if keep == "latest":
@@ -160,7 +160,7 @@ class RunDir:
         number = checkpoint.round if checkpoint else 0
         kept = [x for x in lines if _round_of(x) < number]
         own = [json.dumps(row) for row in checkpoint.rows] if checkpoint else []
-        _write(self.metrics, "".join(f"{x}\n" for x in kept + own))
+        files.write(self.metrics, "".join(f"{x}\n" for x in kept + own))
 
 
 def _round_of(line: str) -> float:
@@ -184,23 +184,6 @@ def save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({k: t.detach().contiguous().clone() for k, t in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

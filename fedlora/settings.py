@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from fedlora import files
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.privacy import plan
@@ -96,9 +97,7 @@ def write(config: Config, path: Path) -> None:
     plain = {
         s: {k: "null" if v is None else v for k, v in table.items()} for s, table in tables.items()
     }
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(tomli_w.dumps(plain), "utf-8")
-    aside.replace(path)
+    files.write(path, tomli_w.dumps(plain))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

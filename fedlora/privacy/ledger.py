@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from fedlora import files
 from fedlora.errors import UserError
 from fedlora.privacy.accounting import History, Mechanism, merged
 
@@ -111,24 +112,14 @@ class Ledger:
             raise _damaged(self.path, why) from why
 
     def _write(self, state: _State) -> None:
-        """All of it or nothing: written aside, forced to disk, renamed, and the rename forced."""
+        """All of it or nothing, and on disk, with the folders that are new."""
         folder = self.path.parent
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{self.path.name}.new"
         text = json.dumps({**asdict(state), "secret": state.secret.hex()})
-        aside.unlink(missing_ok=True)  # of a process that died: its mode is not to be trusted
-        try:
-            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.path)
-        finally:
-            aside.unlink(missing_ok=True)
+        files.write(self.path, text, 0o600)
         for path in (folder, *(path.parent for path in new)):
-            _sync(path)
+            files.sync(path)
 
 
 def _repeats(state: _State, key: str) -> bool:
@@ -171,11 +162,3 @@ def _damaged(path: Path, why: Exception) -> UserError:
         "put it back from a copy. Without one, remove it only if the rows are new: what was spent "
         "on the old ones stays spent"
     )
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -205,3 +205,21 @@ def test_other_rows_are_another_release(world: World, tmp_path: Path) -> None:
     client_app._resident.clear()  # the process that had read them before is gone
     ran = federate(here, tmp_path, "fedit", resume=True, **given)
     assert {r["steps"] for r in ran.rows("client") if r["round"] == 2} == {9}
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_failure_does_not_quote_rows(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    """What a library or the data's reader says of an error may hold a row: in a private run only
+    the kind of error is told. Otherwise it is told in full."""
+
+    def stumble(*_):
+        raise ValueError("cannot read 'a patient called Smith'")
+
+    monkeypatch.setattr("clients.participant._assemble", stumble)
+    given = {**PRIVATE, "run__rounds": 1} if private else {"run__rounds": 1}
+    ran = federate(world, tmp_path, "fedit", **given)
+    reasons = list(ran.row(1)["failed"].values())
+    assert len(reasons) == 3 and all("ValueError" in r for r in reasons)
+    assert all(("Smith" in r) != private for r in reasons)

@@ -1,0 +1,33 @@
+"""Files that are whole or as before; the ledger's tests hold the order of writing and syncing."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedlora import files
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    """The text is there, nothing else is, and only those may read it whom the mode lets."""
+    path = tmp_path / "x.json"
+    files.write(path, "old")
+    files.write(path, "ε", 0o600)
+    assert path.read_text("utf-8") == "ε"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that gives out in the middle: the old text, and no half of the new one."""
+    path = tmp_path / "x.json"
+    files.write(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        files.write(path, "new")
+    assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]

@@ -24,8 +24,11 @@ STATISTICS = ("clipped", "gradient_norm")
 
 
 def note(member: Member, metrics: Mapping[str, float]) -> None:
-    """Remember what a client said of its budget, whether its update is used or not."""
-    member.spent = {k: metrics[k] for k in BUDGET if k in metrics} or member.spent
+    """Remember what a client said of its budget, whether its update is used or not; what makes no
+    sense is passed over. ε may be infinite."""
+    said = {k: metrics.get(k, math.nan) for k in BUDGET}
+    if said["epsilon"] >= 0 and all(math.isfinite(said[k]) for k in BUDGET[1:]):
+        member.spent = said
 
 
 def told(member: Member, metrics: Mapping[str, float]) -> Row:

@@ -223,3 +223,18 @@ def test_a_failure_does_not_quote_rows(
     reasons = list(ran.row(1)["failed"].values())
     assert len(reasons) == 3 and all("ValueError" in r for r in reasons)
     assert all(("Smith" in r) != private for r in reasons)
+
+
+@pytest.mark.parametrize("said", [{"steps": math.inf}, {"epsilon": math.nan}, {"delta": None}])
+def test_a_senseless_account_stops_nobody(
+    world: World, tmp_path: Path, said: dict[str, float | None]
+) -> None:
+    """A client that tells no budget, or an impossible one, is remembered by what it said before."""
+
+    def lie(parcel):
+        parcel.metrics.update(said)
+        parcel.metrics = {k: v for k, v in parcel.metrics.items() if v is not None}
+
+    ran = federate(world, tmp_path, "fedit", grid=meddled("train", 1, lie), **PRIVATE)
+    assert ran.row(2, "books")["steps"] == 3 and ran.row(3, "books")["steps"] == 9
+    assert ran.row(2)["clients"] == 3

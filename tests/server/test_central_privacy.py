@@ -20,17 +20,20 @@ CENTRAL = {
 }
 
 
-def test_a_round_is_the_noised_sum_over_the_expected_number(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampled", "seed", "came", "expected"), [(1.0, 3, 3, 3), (1, 0, 2, 1)])
+def test_a_round_is_the_noised_sum_over_the_expected_number(
+    world: World, tmp_path: Path, sampled: float, seed: int, came: int, expected: int
+) -> None:
     """x + (Σ Δ_i + σ C ξ) / (q K) from the updates as they were kept: uniform whatever the rows,
-    each change of norm at most C."""
-    ran = federate(
-        world, tmp_path, "fedit", run__keep="updates", run__rounds=1, train__lr=0.1, **CENTRAL
-    )
+    each change of norm at most C, and q K the same however many came."""
+    given = {**CENTRAL, "privacy__insecure_seed": seed, "run__clients_per_round": sampled}
+    given |= {"run__keep": "updates", "run__rounds": 1, "train__lr": 0.1}
+    ran = federate(world, tmp_path, "fedit", **given)
     history = json.loads((ran.run.path / "privacy.json").read_text())
     sigma = ran.config.privacy.clip * _sigma(history)
     updates = kept(ran, 1)
-    assert len(updates) == 3
-    draw = generator(insecure(3, "noise", 1), "noise")
+    assert len(updates) == came
+    draw = generator(insecure(seed, "noise", 1), "noise")
     start = ran.state(0)
     names = sorted(updates[0].update)
     square = [sum((u.update[k] - u.sent[k]).square().sum() for k in names) for u in updates]
@@ -38,8 +41,8 @@ def test_a_round_is_the_noised_sum_over_the_expected_number(world: World, tmp_pa
     for name in names:
         total = sum(u.update[name].double() - u.sent[name].double() for u in updates)
         noise = torch.randn(total.shape, generator=draw, dtype=torch.float64)
-        expected = start[name].double() + (total + sigma * noise) / 3
-        torch.testing.assert_close(ran.state(1)[name].double(), expected, atol=1e-6, rtol=1e-5)
+        wanted = start[name].double() + (total + sigma * noise) / expected
+        torch.testing.assert_close(ran.state(1)[name].double(), wanted, atol=1e-6, rtol=1e-5)
 
 
 def _sigma(ledger: dict) -> float:

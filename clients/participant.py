@@ -12,6 +12,7 @@ from fedlora import views
 from fedlora.errors import MethodError
 from fedlora.guard import called, checked
 from fedlora.orders import Order, answer
+from fedlora.privacy.budget import Spent
 from fedlora.privacy.central import clipped
 from fedlora.resident import Resident
 from fedlora.strategy import Round, stays
@@ -40,7 +41,7 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
             metrics = private.train(resident, store, order, tensors, trains)
         else:
             metrics = _fit(resident, order, parameters)
-    except private.Spent as e:
+    except Spent as e:
         return answer("spent", str(e))
     after = adapter.read(trains)
     finite = math.isfinite(metrics.get("loss", 0.0))

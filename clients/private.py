@@ -13,19 +13,16 @@ import torch
 
 from clients.store import Store
 from fedlora.orders import Order
-from fedlora.privacy import accounting, plan
+from fedlora.privacy import plan
 from fedlora.privacy.accounting import Mechanism
-from fedlora.privacy.entropy import generator, insecure
+from fedlora.privacy.budget import Spent, epsilon, pay
+from fedlora.privacy.entropy import generator
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.training import train as fit
 from fedlora.resident import Resident
 from fedlora.tasks import Score
 from fedlora.tensors import Tensors
 from fedlora.views import fingerprint, manifest
-
-
-class Spent(Exception):
-    """The budget does not allow this release, so the client sits out."""
 
 
 def train(
@@ -46,7 +43,8 @@ def train(
     )
     key = release_key(resident, order, tensors, "train")
     steps = config.train.steps_a_round(len(encoded))
-    secret = _spend(resident, order, ledger, key, steps)
+    release = (order.purpose, order.client, order.round)
+    secret = pay(ledger, config.privacy, key, steps, *release)
     found = fit(
         resident.task,
         resident.adapter,
@@ -57,9 +55,8 @@ def train(
         mechanism,
         secret,
     )
-    kind = config.privacy.accountant
     told = {
-        "epsilon": accounting.epsilon(ledger.history, mechanism.delta, kind),
+        "epsilon": epsilon(ledger, ledger.history, config.privacy),
         "delta": mechanism.delta,
         "noise_multiplier": mechanism.noise_multiplier,
         "sample_rate": mechanism.sample_rate,
@@ -85,31 +82,14 @@ def score(
         ledger.plan(mechanism)
     try:
         key = release_key(resident, order, tensors, "heldout")
-        secret = _spend(resident, order, ledger, key, 1)
+        release = (order.purpose, order.client, order.round)
+        secret = pay(ledger, resident.config.privacy, key, 1, *release)
     except Spent:
         return {}
     draw = generator(secret, "score")
     noise = float(torch.randn((), generator=draw, dtype=torch.float64))
     right = own.score * own.rows + mechanism.noise_multiplier * noise
     return {"score": min(max(right / own.rows, 0.0), 1.0), "rows": float(own.rows)}
-
-
-def _spend(resident: Resident, order: Order, ledger: Ledger, key: str, steps: int) -> bytes:
-    """The secret that a release draws all its noise from, once the ledger has it written down."""
-    privacy, mechanism = resident.config.privacy, ledger.mechanism
-    assert mechanism is not None
-    if privacy.epsilon is not None and not ledger.repeats(key):
-        delta, kind = mechanism.delta, privacy.accountant
-        if accounting.epsilon(ledger.after(steps), delta, kind) > privacy.epsilon:
-            spent = accounting.epsilon(ledger.history, delta, kind)
-            raise Spent(
-                f"its privacy budget is spent: ε = {spent:.3g} at δ = {delta:.2g}, and another "
-                f"round would go past privacy.epsilon = {privacy.epsilon:g}"
-            )
-    secret = ledger.spend(key, steps)
-    if privacy.insecure_seed is None:
-        return secret
-    return insecure(privacy.insecure_seed, order.purpose, order.client, order.round)
 
 
 def release_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:

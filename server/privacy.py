@@ -8,9 +8,10 @@ import torch
 
 from fedlora.errors import UserError
 from fedlora.guard import called
-from fedlora.privacy import accounting, plan
+from fedlora.privacy import plan
+from fedlora.privacy.budget import Spent, epsilon, pay
 from fedlora.privacy.central import noised
-from fedlora.privacy.entropy import generator, insecure
+from fedlora.privacy.entropy import generator
 from fedlora.privacy.ledger import Ledger
 from fedlora.resident import Resident
 from fedlora.runs import Row, RunDir
@@ -75,7 +76,8 @@ class Central:
             plan.server_mechanism(self.config, self.roster.founders)
         )
         self.sampling.plan(mechanism)
-        secret = self._secret(self.sampling, _key(number, state), 0, "sample", number)
+        privacy, key = self.config.privacy, _key(number, state)
+        secret = pay(self.sampling, privacy, key, 0, "sample", number)
         draws = torch.rand(len(present), generator=generator(secret, "clients"))
         return [
             c for c, u in zip(present, draws.tolist(), strict=True) if u < mechanism.sample_rate
@@ -87,15 +89,10 @@ class Central:
         mechanism, privacy = self.ledger.mechanism, self.config.privacy
         assert mechanism is not None
         key = _key(number, state, mean, count)
-        if privacy.epsilon is not None and not self.ledger.repeats(key):
-            after = self._epsilon(self.ledger.after(1))
-            if after > privacy.epsilon:
-                raise UserError(
-                    f"the privacy budget is spent: round {number} would take ε to {after:.3g}, "
-                    f"past privacy.epsilon = {privacy.epsilon:g}; what it buys is the model of "
-                    f"round {number - 1}"
-                )
-        secret = self._secret(self.ledger, key, 1, "noise", number)
+        try:
+            secret = pay(self.ledger, privacy, key, 1, "noise", number)
+        except Spent as e:
+            raise UserError(f"{e}; what it buys is the model of round {number - 1}") from None
         strategy = self.resident.strategy
         trains = called(strategy, "trains", Round(number, seed=self.config.run.seed))
         start = select(state, strategy.shared & trains & self.resident.adapter.parts)
@@ -114,21 +111,10 @@ class Central:
         self.sampling.forget()
 
     def spent(self) -> Row:
-        if self.ledger.mechanism is None:
-            return {"epsilon": 0.0, "delta": None}
-        epsilon = self._epsilon(self.ledger.history)
-        finite = math.isfinite(epsilon)
-        return {"epsilon": epsilon if finite else None, "delta": self.ledger.mechanism.delta}
-
-    def _epsilon(self, history: list[tuple[float, float, int]]) -> float:
-        assert self.ledger.mechanism is not None
-        delta, kind = self.ledger.mechanism.delta, self.config.privacy.accountant
-        return accounting.epsilon(history, delta, kind)
-
-    def _secret(self, ledger: Ledger, key: str, steps: int, purpose: str, number: int) -> bytes:
-        secret = ledger.spend(key, steps)
-        seed = self.config.privacy.insecure_seed
-        return secret if seed is None else insecure(seed, purpose, number)
+        mechanism = self.ledger.mechanism
+        found = epsilon(self.ledger, self.ledger.history, self.config.privacy)
+        delta = mechanism.delta if mechanism else None
+        return {"epsilon": found if math.isfinite(found) else None, "delta": delta}
 
 
 def _key(number: int, state: Tensors, mean: Tensors | None = None, count: int = 0) -> str:

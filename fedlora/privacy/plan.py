@@ -74,6 +74,7 @@ def check_clients(config: Config, rows: Mapping[str, int]) -> None:
             made = client_mechanism(config, count, rounds)
             steps = rounds * config.train.steps_a_round(count)
             whole = [(made.noise_multiplier, made.sample_rate, steps)]
+            # A given σ was not solved for, and the accountant may refuse it late in the run.
             accounting.epsilon(whole, made.delta, config.privacy.accountant)
 
 

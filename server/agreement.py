@@ -1,28 +1,14 @@
-"""Before a client may take part: who it is, and whether labels, base and tokenizer agree."""
+"""Before a client may take part: who it is, whether it agrees and fits; then it is a member."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import fedlora
+from fedlora.agreement import differences
 from fedlora.guard import called
 from fedlora.privacy import plan
 from fedlora.resident import Resident
 from fedlora.strategy import Round
 from server.roster import Member, Roster
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What a node has otherwise than the run, in words; empty where it agrees."""
-    out = []
-    if theirs.get("version") != fedlora.__version__:
-        out.append(f"fedlora {theirs.get('version')} in place of {fedlora.__version__}")
-    if list(theirs.get("labels", [])) != list(ours["labels"]):
-        out.append(f"labels {theirs.get('labels')} in place of {ours['labels']}")
-    if theirs.get("base") != ours["base"]:
-        out.append("other weights of the base model (model.name, its revision or its files)")
-    if theirs.get("tokenizer") != ours["tokenizer"]:
-        out.append("another tokenizer")
-    return out
 
 
 def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> str:
@@ -47,16 +33,14 @@ def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resid
     return ""
 
 
-def join(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> None:
+def join(roster: Roster, id: str, facts: Mapping[str, Any], resident: Resident) -> None:
     """Enter a client that was not refused; one that was here before keeps its rank."""
     strategy, scaling = resident.strategy, resident.adapter.scaling
-    id, examples = facts["client"], facts["examples"]
-    roster.nodes[id] = node
     if id in roster.members:
-        roster.members[id].examples = examples
+        roster.members[id].examples = facts["examples"]
         return
     index = len(roster.members)
     start = Round(0, seed=resident.config.run.seed)
     rank = facts["rank"] or called(strategy, "rank", scaling.rank, index, id, start)
     scale = called(strategy, "scale", scaling, rank)
-    roster.members[id] = Member(index, examples, rank, scale)
+    roster.members[id] = Member(index, facts["examples"], rank, scale)

@@ -5,6 +5,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+import fedlora
 from fedlora.errors import UserError
 from fedlora.progress import Observer
 from fedlora.resident import Resident
@@ -23,13 +24,17 @@ class Greeter:
         self.grid, self.resident, self.roster, self.observer = grid, resident, roster, observer
         self._greeted: set[int] = set()
         self._silent: set[int] = set()
+        self._new: dict[str, dict[str, Any]] = {}  # admitted, and not yet a member
 
     def greet(self) -> None:
-        """Wait until enough clients for a round are there. Raises UserError at the deadline, or at
-        once where the grid is closed (a simulation has all its nodes from the start)."""
+        """Wait until enough clients for a round are there; who is new then becomes a member, in the
+        clients' order and not in that of their coming. Raises UserError at the deadline, or at once
+        where the grid is closed (a simulation has all its nodes from the start)."""
         run = self.resident.config.run
         wanted = run.clients_per_round
         need = wanted if isinstance(wanted, int) else run.min_replies
+        if not self.roster.founders:
+            need = max(need, run.min_clients)
         until = time.monotonic() + run.deadline
         self._greeted -= self._silent  # who did not answer is asked again, once a round
         self._silent = set()
@@ -38,23 +43,29 @@ class Greeter:
             # Who is gone goes first: a client that restarted comes back as another node.
             for client in [c for c, n in self.roster.nodes.items() if n not in nodes]:
                 del self.roster.nodes[client]
+                self._new.pop(client, None)
             self._hello(sorted(nodes - self._greeted))
             self._greeted = nodes
             there = len(self.roster.nodes)
             if there >= need:
+                for client in sorted(self._new):
+                    agreement.join(self.roster, client, self._new.pop(client), self.resident)
                 return
             if getattr(self.grid, "closed", False) or time.monotonic() > until:
                 raise UserError(
                     f"{need} clients are needed for a round, but {there} can take part: lower "
-                    "run.clients_per_round or run.min_replies, or bring in more clients"
+                    "run.clients_per_round, run.min_replies or run.min_clients, or bring in more "
+                    "clients"
                 )
             time.sleep(PAUSE)
 
     def _hello(self, nodes: list[int]) -> None:
-        """Ask nodes who they are; those that cannot say or disagree are named and left out."""
+        """Tell nodes what the run is and ask who they are; those that cannot say or disagree are
+        named and left out."""
         deadline = self.resident.config.run.deadline
         exchange = Exchange(self.grid, deadline)
-        exchange.push(message(Parcel(), node, "query", "0", deadline) for node in nodes)
+        run = Parcel({"version": fedlora.__version__, **self.resident.identity})
+        exchange.push(message(run, node, "query", "0", deadline) for node in nodes)
         said: dict[int, dict[str, Any]] = {}
         for answer in exchange.answers():
             if answer.parcel is None:
@@ -70,4 +81,5 @@ class Greeter:
             if reason := agreement.refusal(self.roster, node, facts, self.resident):
                 self.observer.note(f"client {facts.get('client')} refused: {reason}")
             else:
-                agreement.join(self.roster, node, facts, self.resident)
+                self.roster.nodes[facts["client"]] = node
+                self._new[facts["client"]] = facts

@@ -27,6 +27,9 @@ class Run(Section):
         description="Clients sampled a round: a whole number, or a fraction in (0, 1] of those "
         "present. All by default, since a handful of owners is the common case.",
     )
+    min_clients: PositiveInt = Field(
+        1, description="Clients that must have joined before round 1; real nodes come one by one."
+    )
     min_replies: PositiveInt = Field(
         1, description="Fewest usable updates; a round with fewer leaves the state as it was."
     )

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from fedlora import cancel
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
 from fedlora.streams import forked
@@ -135,7 +136,9 @@ class Classification:
         return Score(right / rows, loss / rows, rows) if rows else Score(math.nan, math.nan, 0)
 
     def _predict(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(logits (b, c) in fp32, labels (b,)), on the model's device."""
+        """(logits (b, c) in fp32, labels (b,)), on the model's device. Every pass through the model
+        begins here, and none where nobody waits for it any more."""
+        cancel.check()
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = inputs.pop("labels")
         return model(**inputs).logits.float(), labels

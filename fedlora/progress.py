@@ -90,7 +90,7 @@ class Progress(Observer):
     def client(
         self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
     ) -> None:
-        last = client if loss is None else f"{client}: loss {number(loss, 4)}"
+        last = _printable(client if loss is None else f"{client}: loss {number(loss, 4)}")
         self.bars.update(self.over_clients, advance=1, last=last)
         if reason:
             self._say(f"round {round}/{self.rounds}, {phase}: {client} left out: {reason}")
@@ -114,7 +114,13 @@ class Progress(Observer):
         self._say(text)
 
     def _say(self, line: str, shown: bool = True) -> None:
+        line = _printable(line)
         if shown:
             self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self.file:
             self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a node says of itself must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -5,12 +5,14 @@
     metrics.jsonl          one object a round and one a client and round
     round-0003/            the server after round 3: state.safetensors, checkpoint.json
     clients/               what stays on simulated clients
+    .lock                  held by the ServerApp that serves the run
     adapter/, curves.png   the result
 
 A round is written aside and renamed, so a directory that is there is whole; its checkpoint holds
 the state's digest, so that damage shows and the round before is used.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -55,10 +57,11 @@ class RunDir:
         self.experiment = str(json.loads((path / "run.json").read_text("utf-8"))["experiment"])
 
     @classmethod
-    def create(cls, config: Config) -> "RunDir":
-        """A new directory for this configuration. Raises UserError where it exists."""
+    def create(cls, config: Config, folder: str = "") -> "RunDir":
+        """A new directory for this configuration, in `folder` (run.dir by default). Raises
+        UserError where it exists."""
         name = config.run.name or f"{config.method.split(':')[-1]}-{time.strftime(STAMP)}"
-        path = Path(config.run.dir) / name
+        path = Path(folder or config.run.dir) / name
         if path.exists():
             raise UserError(
                 f"the run directory {path} exists: choose another run.name, "
@@ -85,6 +88,20 @@ class RunDir:
         known = sorted(p.parent.name for p in Path(folder).glob("*/run.json"))
         there = f"; there are {', '.join(known)}" if known else ""
         raise UserError(f"there is no run '{name}' in {folder}/{there}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The directory for this process alone, until it ends at the latest. Raises UserError
+        where another process has it."""
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"the run {self.path.name} is being served by another process: wait until it "
+                    "ends, or stop it (flwr list, flwr stop)"
+                ) from None
+            yield
 
     @property
     def metrics(self) -> Path:

@@ -55,22 +55,14 @@ def run(
     """Federate a model over data on this machine. Without a configuration: MiniLM on the bundled
     sentiment data, one client a domain, FedEx-LoRA."""
     from fedlora import settings
-    from fedlora.runs import RunDir
     from server.result import tell
     from simulations.run import pool, simulate
     from strategies import load
 
-    tree = _tree(arguments)
+    tree = tree_of(arguments)
     previous = None
     if resume is not None:
-        if set(tree) - {"run"} or set(tree.get("run", {})) - {"rounds", "dir"}:
-            raise UserError("a resumed run keeps its configuration; only run.rounds may be given")
-        previous = RunDir.open(resume, tree.get("run", {}).get("dir", "runs"))
-        saved = settings.read(previous.path / "config.toml", [])
-        rounds = (
-            {"run": {"rounds": tree["run"]["rounds"]}} if "rounds" in tree.get("run", {}) else {}
-        )
-        tree = settings.merged(saved, rounds)
+        previous, tree = resumed(resume, tree)
     config, strategy = settings.resolve(tree, load)
     with pool(config) as workers:
         done = simulate(config, strategy, workers, _watch(config.run.rounds), previous)
@@ -145,7 +137,7 @@ def cost(
     from strategies import BUILTIN, load
     from strategies import settings as known
 
-    tree = _tree(arguments)
+    tree = tree_of(arguments)
     names = [tree["strategy"]["name"]] if "name" in tree.get("strategy", {}) else list(BUILTIN)
     counted = {}
     for name in names:
@@ -194,10 +186,24 @@ def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
     return path, given
 
 
-def _tree(arguments: list[str] | None) -> dict[str, Any]:
+def tree_of(arguments: list[str] | None) -> dict[str, Any]:
     from fedlora import settings
 
     return settings.read(*_split(arguments))
+
+
+def resumed(name: str, tree: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A run's directory, and its configuration with what may be changed."""
+    from fedlora import settings
+    from fedlora.runs import RunDir
+
+    given = tree.get("run", {})
+    if set(tree) - {"run"} or set(given) - {"rounds", "dir"}:
+        raise UserError("a resumed run keeps its configuration; only run.rounds may be given")
+    run = RunDir.open(name, given.get("dir", "runs"))
+    saved = settings.read(run.path / "config.toml", [])
+    rounds = {"run": {"rounds": given["rounds"]}} if "rounds" in given else {}
+    return run, settings.merged(saved, rounds)
 
 
 def _watch(rounds: int) -> Any:
@@ -215,3 +221,6 @@ def _cost_table(counted: dict[str, Any]) -> Table:
         sizes = (c.bytes_up, c.bytes_down_first, c.bytes_down)
         table.add_row(name, parts, f"{c.trained_parameters:,}", *(amount(x) for x in sizes))
     return table
+
+
+from fedlora.cli import submit as _submit  # noqa: E402, F401  (it adds its command to the app)

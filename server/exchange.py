@@ -5,11 +5,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora import wire
 from fedlora.wire import Parcel, WireError
 
+LOST = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+}
 FASTEST, SLOWEST = 0.002, 1.0  # seconds between polls of the grid
 
 
@@ -21,6 +28,7 @@ class Answer:
     parcel: Parcel | None
     reason: str = ""
     malformed: bool = False
+    lost: bool = False  # on its way: the node or its process ended, the client itself did not fail
 
 
 def message(parcel: Parcel, node: int, kind: str, group: str, ttl: float) -> Message:
@@ -68,7 +76,8 @@ class Exchange:
 
 def _answer(node: int, reply: Message) -> Answer:
     if reply.has_error():
-        return Answer(node, None, reply.error.reason or f"error {reply.error.code}")
+        reason = reply.error.reason or f"error {reply.error.code}"
+        return Answer(node, None, reason, lost=reply.error.code in LOST)
     try:
         return Answer(node, wire.unpack(reply.content))
     except WireError as e:

@@ -17,7 +17,8 @@ from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir, save
 from fedlora.strategy import Client, Purpose, Round, merge, stays
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, select
+from fedlora.tensors import Tensors, nbytes, select
+from fedlora.wire import encode
 from server.base import ServerBase
 from server.greeting import Greeter
 from server.inbox import Inbox
@@ -181,7 +182,11 @@ class Coordinator:
             return "its training loss is not finite"
         client = self.roster.members[reply.client].as_client(reply.client)
         expected = self._start(phase, client, round)
-        return fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
+        wrong = fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
+        asked = nbytes(encode(expected, round.wire, self.strategy.trained))
+        if not wrong and reply.parcel.received != asked:
+            return f"its tensors are {reply.parcel.received} bytes, not {asked}: see run.wire"
+        return wrong
 
     def _start(self, phase: Phase, client: Client, round: Round) -> Tensors:
         """What the client would have uploaded of the view that it was sent, unchanged."""

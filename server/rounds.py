@@ -53,7 +53,9 @@ class Reply:
 
 class Phase:
     """Sends every client its order and yields the replies; a client that lost its disk is sent
-    everything: the view, and if that was lost too, the first values of its own parts."""
+    everything: the view, and if that was lost too, the first values of its own parts. Where a node
+    or its process ended over an order and the node is there, the order is sent once more: done
+    again, it ends in the same bits."""
 
     def __init__(
         self,
@@ -96,10 +98,18 @@ class Phase:
         push: Callable[[str], None],
     ) -> Iterator[Reply]:
         resent: dict[str, int] = {}
+        again: set[str] = set()
         for answer in exchange.answers():
             client = names[answer.node]
             facts = answer.parcel.facts if answer.parcel else {}
-            if answer.parcel is None:
+            if answer.lost and client not in again and answer.node in self.grid.get_node_ids():
+                again.add(client)
+                self.observer.note(
+                    f"round {round.number}, {round.purpose}: {client} is asked once more, after: "
+                    f"{answer.reason}"
+                )
+                push(client)
+            elif answer.parcel is None:
                 yield Reply(client, None, answer.reason, answer.malformed)
             elif facts.get("status") == "stale" and resent.get(client, 0) < 2:
                 resent[client] = resent.get(client, 0) + 1
@@ -111,6 +121,8 @@ class Phase:
                 yield Reply(client, None, str(facts.get("reason")))
             elif (facts.get("experiment"), facts.get("round")) != (self.experiment, round.number):
                 yield Reply(client, None, "it answers another run or round", True)
+            elif round.purpose == "evaluate" and answer.parcel.tensors:
+                yield Reply(client, None, "it sends tensors, which nobody asked for", True)
             else:
                 member, sent = self.roster.members[client], self.sent[client]
                 member.tag, member.manifest = sent.tag, sent.manifest

@@ -2,8 +2,10 @@
 
     <store>/privacy.json            what training has spent of the budget
     <store>/privacy-heldout.json    what scores have spent of the held-out rows' own
+    <store>/rows.txt                which rows those are, under an owner's cap
 
-Spending is on disk before anything is drawn from it, and is never rolled back.
+Spending is on disk before anything is drawn from it, and is never rolled back. Where a node's owner
+sets a cap, what all runs spent of these rows stays below it.
 """
 
 import hashlib
@@ -12,9 +14,11 @@ import json
 import torch
 
 from clients.store import Store
+from fedlora import files
+from fedlora.errors import UserError
 from fedlora.orders import Order
 from fedlora.privacy import plan
-from fedlora.privacy.accounting import Mechanism
+from fedlora.privacy.accounting import History, Mechanism
 from fedlora.privacy.budget import Spent, epsilon, pay
 from fedlora.privacy.entropy import generator
 from fedlora.privacy.ledger import Ledger
@@ -23,6 +27,8 @@ from fedlora.resident import Resident
 from fedlora.tasks import Score
 from fedlora.tensors import Tensors
 from fedlora.views import fingerprint, manifest
+
+TRAINING, SCORES = "privacy.json", "privacy-heldout.json"
 
 
 def train(
@@ -34,7 +40,7 @@ def train(
     Raises Spent where the round would go past the target.
     """
     config, encoded = resident.config, resident.encoded(order.client, "train")
-    ledger = Ledger(store.path / "privacy.json")
+    ledger = Ledger(store.path / TRAINING)
     if order.spent:
         sigma, q, known = order.spent
         ledger.adopt([(sigma, q, int(known))])
@@ -44,6 +50,7 @@ def train(
     key = release_key(resident, order, tensors, "train")
     steps = config.train.steps_a_round(len(encoded))
     release = (order.purpose, order.client, order.round)
+    _afford(resident, store, ledger, key, steps)
     secret = pay(ledger, config.privacy, key, steps, *release)
     found = fit(
         resident.task,
@@ -73,7 +80,7 @@ def score(
     """The share of right answers on held-out rows, from a noised count; nothing where no ε is set
     to take the noise from, or where it is spent."""
     rows = len(resident.encoded(order.client, "train"))
-    ledger = Ledger(store.path / "privacy-heldout.json")
+    ledger = Ledger(store.path / SCORES)
     mechanism: Mechanism | None = ledger.mechanism
     if mechanism is None:
         mechanism = plan.score_mechanism(resident.config, rows, order.planned)
@@ -83,6 +90,7 @@ def score(
     try:
         key = release_key(resident, order, tensors, "heldout")
         release = (order.purpose, order.client, order.round)
+        _afford(resident, store, ledger, key, 1)
         secret = pay(ledger, resident.config.privacy, key, 1, *release)
     except Spent:
         return {}
@@ -90,6 +98,46 @@ def score(
     noise = float(torch.randn((), generator=draw, dtype=torch.float64))
     right = own.score * own.rows + mechanism.noise_multiplier * noise
     return {"score": min(max(right / own.rows, 0.0), 1.0), "rows": float(own.rows)}
+
+
+def _afford(resident: Resident, store: Store, ledger: Ledger, key: str, steps: int) -> None:
+    """Raises Spent where this release would take all runs together past the owner's cap, at the δ
+    of this run; a repeat costs nothing.
+
+    A run holds out rows that another trained on, so other runs count with both of their ledgers; in
+    one run no row is in both, which is made sure of.
+    """
+    cap, privacy = resident.node.cap, resident.config.privacy
+    if cap is None or ledger.repeats(key):
+        return
+    _pin(resident, store)
+    others: History = []
+    for run in sorted(store.path.parent.parent.iterdir()):  # a glob passes over what it cannot read
+        if run.name.startswith("run-") and run != store.path.parent:
+            for name in (TRAINING, SCORES):
+                others += Ledger(run / store.path.name / name).history
+    after = epsilon(ledger, others + ledger.after(steps), privacy)
+    if after > cap:
+        spent = epsilon(ledger, others + ledger.history, privacy)
+        raise Spent(
+            f"this node's owner allows ε = {cap:g} over all runs on its rows: {spent:.3g} is "
+            f"spent, and another release would take it to {after:.3g}"
+        )
+
+
+def _pin(resident: Resident, store: Store) -> None:
+    """A run keeps the rows, and their division, that it began with: another seed would hold out
+    what was trained on. Raises UserError where they changed."""
+    path, client = store.path / "rows.txt", resident.node.client
+    now = "\n".join(resident.rows_digest(client, split) for split in ("train", "heldout"))
+    if not path.exists():
+        files.write(path, now, 0o600)
+    elif path.read_text("utf-8") != now:
+        raise UserError(
+            f"{path}: the rows of this client, or which of them are held out, are not those that "
+            "this run began with, so its account does not hold for them: put them back, or start "
+            "another run"
+        )
 
 
 def release_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:

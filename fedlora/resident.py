@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from fedlora import data, tasks
 from fedlora.adapters import Adapter
 from fedlora.config import Config
+from fedlora.data.owned import own
 from fedlora.errors import MethodError, UserError
 from fedlora.models import digest, tokenizer_digest
 from fedlora.privacy.engines import unsupported
@@ -15,18 +17,33 @@ from fedlora.strategy import Strategy
 from fedlora.tensors import Tensors
 
 
+@dataclass(frozen=True)
+class Node:
+    """What a node has of its own: rows (`data` as `own` takes it, "": those that the configuration
+    names) of one client, where its model is, and the largest ε of the rows over all runs."""
+
+    data: str = ""
+    client: str = ""
+    device: str = "cpu"
+    cap: float | None = None
+
+
 class Resident:
     """One configuration's model and data; every client of this process is served from it."""
 
-    def __init__(self, config: Config, strategy: Strategy) -> None:
+    def __init__(self, config: Config, strategy: Strategy, node: Node | None = None) -> None:
         self.config = config
         self.strategy = strategy
+        self.node = node or Node()
         self.encoded = lru_cache(maxsize=512)(self._encoded)
         self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
     @cached_property
     def federation(self) -> data.Federation:
-        federation = data.load(self.config.data, self.config.run.seed)
+        seed = self.config.run.seed
+        if self.node.data:
+            return own(self.node.data, self.node.client, self.config.data, seed)
+        federation = data.load(self.config.data, seed)
         return data.pool(federation) if self.config.data.pooled else federation
 
     @cached_property
@@ -45,6 +62,11 @@ class Resident:
             )
         if self.config.privacy.engine == "hooks" and (why := unsupported(adapter)):
             raise UserError(f"privacy.engine = hooks: {why}. Set privacy.engine = stacked")
+        try:
+            adapter.model.to(self.node.device)  # once all is drawn, so from the same numbers
+        except (AssertionError, RuntimeError) as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise UserError(f"device = {self.node.device} cannot be used: {reason}") from None
         return adapter
 
     def load(self, view: Tensors, scale: float) -> None:

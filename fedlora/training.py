@@ -36,7 +36,7 @@ def train(
         seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
     """
     updater = optimizer(parameters, settings)
-    total, rows = torch.zeros(()), 0
+    total, rows = torch.zeros((), device=parameters[0].device), 0
     steps = 0
     model.train()
     with forked(*seed, "dropout"):

@@ -37,6 +37,11 @@ def simulate(
     the adapter and the picture in it. A run that fails before its first round leaves nothing."""
     resident = Resident(config, strategy)
     clients = len(resident.federation.clients)
+    if not clients:
+        raise UserError(
+            f"{config.data.name} holds the server's rows alone and makes no clients, so there is "
+            "nobody to simulate: put one file a client there, or start nodes with rows of their own"
+        )
     plan.check_clients(config, resident.federation.examples)
     _ = resident.adapter  # a wrong model or target is said before anything is written
     fresh = run is None

@@ -134,10 +134,17 @@ class Data(Section):
         "sentiment",
         min_length=1,
         description="'sentiment' (bundled), a hub name, a .csv/.jsonl/.parquet file, or a folder "
-        "with train and test files, or (partition = 'split') with one file a client.",
+        "with train and test files, or (partition = 'split') with one file a client; there test "
+        "and public are the server's own rows, and with nothing else it is a coordinator's.",
     )
     text: str = Field("text", description="The column with the text, as the bundled data has it.")
     label: str = Field("label", description="The column with the label, a string or an integer.")
+    labels: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="The label names, in order, where nobody's rows have them all; by default "
+        "those of the data.",
+    )
     partition: Literal["iid", "dirichlet", "natural", "shards", "split"] = Field(
         "natural",
         description="How rows come to clients: by a column's values (real owners), evenly, "
@@ -174,6 +181,12 @@ class Data(Section):
     max_length: PositiveInt = Field(
         48, description="Tokens a row; longer ones are truncated, as 3 % of the bundled are."
     )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Data":
+        if self.labels and len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels names a label twice")
+        return self
 
 
 class Train(Section):

@@ -43,7 +43,8 @@ def load(data: Data, seed: int) -> Federation:
 
     The same configuration and seed give the same rows. Test rows come from the data's own test
     file, else they are the share data.test of the rest; public rows are data.public of what
-    remains, at most a tenth. Under "split" both are taken from each client's file.
+    remains, at most a tenth. Under "split" both are taken from each client's file, and a folder
+    with the server's rows alone makes a federation of no clients.
 
     Raises:
         UserError: something in the data or in `data` is wrong; the message says what and where.
@@ -57,12 +58,12 @@ def load(data: Data, seed: int) -> Federation:
         for group in files(data, rows, owners):
             test |= partition.evenly([group], round(data.test * len(group)), draw)
         rows = [row for row in rows if row not in test]
-    public = partition.evenly(
-        files(data, rows, owners),
-        min(data.public, len(rows) // 10),
-        stream(seed, "data", "public"),
-    )
-    rows = [row for row in rows if row not in public]
+    public: set[int] = set()
+    if source.public is None:
+        most = min(data.public, len(rows) // 10)
+        draw = stream(seed, "data", "public")
+        public = partition.evenly(files(data, rows, owners), most, draw)
+        rows = [row for row in rows if row not in public]
     if owners is None:
         clients = partition.deal(data, source.rows["label"][:], rows, seed)
     else:
@@ -77,7 +78,7 @@ def load(data: Data, seed: int) -> Federation:
         labels=source.labels,
         clients=list(clients),
         test=source.rows.select(sorted(test)) if source.test is None else source.test,
-        public=source.rows.select(sorted(public)),
+        public=source.rows.select(sorted(public)) if source.public is None else source.public,
         rows=source.rows,
         trained=train,
         held=heldout,
@@ -92,7 +93,10 @@ def files(data: Data, rows: list[int], owners: list[str] | None) -> list[list[in
 
 
 def pool(federation: Federation) -> Federation:
-    """The same rows with one owner, "pooled": what the clients train on and hold out, together."""
+    """The same rows with one owner, "pooled": what the clients train on and hold out, together.
+    No clients have nothing to pool."""
+    if not federation.clients:
+        return federation
     return Federation(
         labels=federation.labels,
         clients=["pooled"],

@@ -4,7 +4,7 @@ Every table is checked as it is read, so that what leaves this module can be tru
 are texts, a label for every row, and a message that names the place and the mend where not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -32,12 +32,23 @@ TYPES = ", ".join(READERS)
 @dataclass(frozen=True)
 class Source:
     """All rows of a data set, checked. `owners[i]` says whose row i of `rows` is, or is None where
-    no column and no file tells; `test` is None where the data brings no test rows."""
+    no column and no file tells; `test` and `public` are None where the data brings no such rows."""
 
     labels: list[str]
     rows: Dataset  # text (str), label (int, into labels)
     owners: list[Any] | None
     test: Dataset | None  # as rows
+    public: Dataset | None  # as rows
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Tables as they were read: {place: training rows}, where under "split" the places are the
+    clients; and the server's own."""
+
+    rows: dict[str, Dataset]
+    test: Dataset | None = None
+    public: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -56,26 +67,29 @@ def read(data: Data) -> Source:
     Raises:
         UserError: naming the file, row or column, with the mend.
     """
-    raw, raw_test = tables(data)
+    raw = tables(data)
     by = data.by if data.partition == "natural" else None
-    parts = {where: check(table, where, data, by) for where, table in raw.items()}
-    test = None if raw_test is None else check(raw_test, "the test rows", data, None)
-    labels = label_names([*parts.values(), *([test] if test else [])])
-    if len(labels) < 2:
-        raise UserError(
-            f"{data.name}: every row has the label {labels[0]!r}, so there is nothing to learn. "
-            f"Is data.label = {data.label!r} the right column?"
-        )
+    parts = {where: check(table, where, data, by) for where, table in raw.rows.items()}
+    test = None if raw.test is None else check(raw.test, "the test rows", data, None)
+    public = None if raw.public is None else check(raw.public, "the public rows", data, None)
+    given = {**parts, "the test rows": test, "the public rows": public}
+    labels = label_names({where: table for where, table in given.items() if table}, data)
     if data.partition == "split":
         owners: list[Any] | None = [c for c, part in parts.items() for _ in part.names]
     else:
         (owners,) = (part.owners for part in parts.values())
-    rows = together(list(parts.values()), labels)
-    return Source(labels, rows, owners, None if test is None else together([test], labels))
+    return Source(
+        labels=labels,
+        rows=together(list(parts.values()), labels),
+        owners=owners,
+        test=None if test is None else together([test], labels),
+        public=None if public is None else together([public], labels),
+    )
 
 
-def tables(data: Data) -> tuple[dict[str, Dataset], Dataset | None]:
-    """({place: training rows}, test rows or None); under "split" the places are the clients."""
+def tables(data: Data) -> Raw:
+    """The tables that the configuration names. Under "split" a folder without any client's is a
+    coordinator's."""
     path = BUNDLED if data.name == "sentiment" else Path(data.name).expanduser()
     if data.partition == "split":
         if not path.is_dir():
@@ -83,11 +97,11 @@ def tables(data: Data) -> tuple[dict[str, Dataset], Dataset | None]:
                 f"data.partition = 'split' needs a folder with one file a client, and "
                 f"{data.name!r} is none. Set data.name to one, or choose another data.partition."
             )
-        clients = files_of(path)
-        test = clients.pop("test", None)
-        if not clients:
+        found = {c: read_file(f) for c, f in files_of(path).items()}
+        if not found:
             raise UserError(f"no client's file in {path}: put one file a client there ({TYPES}).")
-        return {c: read_file(f) for c, f in clients.items()}, test and read_file(test)
+        test, public = found.pop("test", None), found.pop("public", None)
+        return Raw(found, test, public)
     if path.is_dir():
         files = files_of(path)
         if "train" not in files:
@@ -96,9 +110,9 @@ def tables(data: Data) -> tuple[dict[str, Dataset], Dataset | None]:
                 f"{TYPES}. It has {', '.join(f.name for f in files.values()) or 'no such file'}."
             )
         train, test = files["train"], files.get("test")
-        return {str(train): read_file(train)}, test and read_file(test)
+        return Raw({str(train): read_file(train)}, test and read_file(test))
     if path.is_file():
-        return {str(path): read_file(path)}, None
+        return Raw({str(path): read_file(path)})
     if data.name.startswith(("/", ".", "~")) or path.suffix in READERS or data.name.count("/") > 1:
         raise UserError(
             f"there is no file or folder {path} (looked from {Path.cwd()}). Correct data.name."
@@ -135,7 +149,7 @@ def read_file(path: Path) -> Dataset:
         ) from error
 
 
-def read_hub(name: str) -> tuple[dict[str, Dataset], Dataset | None]:
+def read_hub(name: str) -> Raw:
     """The train split (or the only one) and the test split, if any, of a data set of the hub."""
     try:
         splits = datasets.load_dataset(name)
@@ -148,7 +162,7 @@ def read_hub(name: str) -> tuple[dict[str, Dataset], Dataset | None]:
     train = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
     if train not in splits:
         raise UserError(f"{name} has no split 'train'; it has {', '.join(splits)}.")
-    return {name: splits[train]}, splits.get("test")
+    return Raw({name: splits[train]}, splits.get("test"))
 
 
 @contextmanager
@@ -233,15 +247,31 @@ def owners_of(table: Dataset, where: str, by: str) -> list[Any]:
     return values if all(isinstance(v, int) for v in values) else [str(v) for v in values]
 
 
-def label_names(tables: Sequence[Table]) -> list[str]:
-    """The label names of all tables: in the data set's own order where it has one, else sorted,
-    integers as numbers."""
-    ordered = list(dict.fromkeys(name for table in tables for name in table.classes))
-    others = {name for table in tables for name in table.names} - set(ordered)
+def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
+    """data.labels, of which every row of the tables (by place) has one; else the label names of all
+    tables: in the data set's own order where it has one, else sorted, integers as numbers."""
+    if data.labels is not None:
+        for where, table in tables.items():
+            for row, name in enumerate(table.names, start=1):
+                if name not in data.labels:
+                    raise UserError(
+                        f"{where}: row {row} has the label {name!r}, which is none of data.labels "
+                        f"({', '.join(data.labels)}). Correct it, or add it to data.labels."
+                    )
+        return list(data.labels)
+    ordered = list(dict.fromkeys(name for table in tables.values() for name in table.classes))
+    others = {name for table in tables.values() for name in table.names} - set(ordered)
     try:
-        return ordered + sorted(others, key=int)
+        labels = ordered + sorted(others, key=int)
     except ValueError:
-        return ordered + sorted(others)
+        labels = ordered + sorted(others)
+    if len(labels) < 2:
+        raise UserError(
+            f"{', '.join(tables)}: every row has the label {labels[0]!r}, so there is nothing to "
+            f"learn. Is data.label = {data.label!r} the right column? Where other clients have "
+            f"other labels, name them all in data.labels."
+        )
+    return labels
 
 
 def together(tables: Sequence[Table], labels: Sequence[str]) -> Dataset:

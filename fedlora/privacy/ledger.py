@@ -86,8 +86,13 @@ class Ledger:
         """Take over what somebody else knows was spent, for a disk that was lost or put back.
 
         Of every (σ, q) the larger number of steps counts, so ε never falls, whatever is said.
+        Raises UserError, before anything is written, where that is no history.
         """
-        state = self._read()
+        history, state = list(history), self._read()
+        try:
+            _check(history)
+        except ValueError as why:
+            raise UserError(f"what was said to be spent of a privacy budget is not: {why}") from why
         known, said = _totals(state.history), _totals(history)
         missing = [(*pair, n - known.get(pair, 0)) for pair, n in said.items()]
         more = [entry for entry in missing if entry[2] > 0]
@@ -142,14 +147,19 @@ def _totals(history: Iterable[Sequence[float]]) -> dict[tuple[float, float], int
     return totals
 
 
+def _check(history: Iterable[Sequence[float]]) -> None:
+    """Raises ValueError where an entry is no number of steps at some σ and q."""
+    for sigma, q, steps in history:
+        if not (0 <= sigma < math.inf and 0 <= q <= 1 and steps >= 0):
+            raise ValueError(f"{steps} steps at σ = {sigma} and q = {q}")
+
+
 def _parsed(text: str) -> _State:
     """Raises ValueError, KeyError, TypeError or AttributeError where the text is no ledger."""
     data = json.loads(text)
     plan, secret = data["mechanism"], bytes.fromhex(data["secret"])
     history = [(float(sigma), float(q), int(steps)) for sigma, q, steps in data["history"]]
-    for sigma, q, steps in history:
-        if not (0 <= sigma < math.inf and 0 <= q <= 1 and steps >= 0):
-            raise ValueError(f"{steps} steps at σ = {sigma} and q = {q}")
+    _check(history)
     if len(secret) not in (0, SECRET):
         raise ValueError(f"a secret of {len(secret)} bytes")
     mechanism = Mechanism(**{k: float(v) for k, v in plan.items()}) if plan is not None else None

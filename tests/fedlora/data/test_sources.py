@@ -130,7 +130,7 @@ FILES = {
     "unknown type": ({"all.xlsx": "?"}, "all.xlsx", "iid", "unknown file type '.xlsx'"),
     "no training rows": ({"rest.csv": "text,label\np,x\n"}, "", "iid", "train.*It has rest.csv"),
     "same name twice": ({"a.csv": "?", "a.jsonl": "?"}, "", "split", "the same name"),
-    "no client": ({"test.csv": "?"}, "", "split", "no client's file"),
+    "no client": ({}, "", "split", "no client's file"),
     "not a folder": ({"all.csv": "?"}, "all.csv", "split", "a folder with one file a client"),
     "empty client": (
         {"a.csv": "text,label\np,x\n", "b.csv": ""},

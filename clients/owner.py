@@ -1,0 +1,257 @@
+"""What a node's owner settles: whose rows these are, where, and what a run may do with them.
+
+The settings are Flower's `--node-config`; a run is held against them before anything is imported or
+loaded for it. A simulation has no owner and no limits.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from clients.channel import state_dir
+from fedlora.errors import UserError
+
+if TYPE_CHECKING:
+    from fedlora.config import Config
+    from fedlora.strategy import Strategy
+
+MB = 10**6
+SIMULATED = {"partition-id", "num-partitions", "state-dir"}
+
+
+class Refused(UserError):
+    """A run asks for what the owner does not allow. Says what was asked for, and nothing of rows,
+    so the server may be told in any run."""
+
+
+class Owner(BaseModel):
+    """One node's settings, written with dashes: `max-rounds=50`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        str_strip_whitespace=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+    client: str | None = Field(
+        None, min_length=1, description="Who this is, the same for ever; no two nodes share it."
+    )
+    data: str | None = Field(
+        None,
+        min_length=1,
+        description="The rows: a .csv, .jsonl, .json or .parquet file, or 'sentiment', the bundled "
+        "rows of this client. Without it a node serves runs on the bundled data alone.",
+    )
+    text: str | None = Field(
+        None, min_length=1, description="The column with the text; by default text."
+    )
+    label: str | None = Field(
+        None,
+        min_length=1,
+        description="The column with the label; by default label. No run can choose another: the "
+        "values in it are told to the server, as the labels to agree on.",
+    )
+    rank: NonNegativeInt = Field(0, description="Largest rank that this node can train; 0: any.")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$", description="Where the model is: cuda:0."
+    )
+    threads: NonNegativeInt = Field(0, description="Threads of torch; 0: as many as it chooses.")
+    state_dir: Path = Field(
+        default_factory=lambda: state_dir({}),
+        description="Where this node keeps what stays with it. It needs no backup but for the "
+        "privacy accounts.",
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="A folder used in place of the run's model.name; its digest must agree.",
+    )
+    methods: tuple[str, ...] | None = Field(
+        None,
+        description="The methods that may run here, with commas between; by default the built-in "
+        "ones. One of your own is my_module:MyMethod: its code is yours to trust.",
+    )
+    max_rounds: PositiveInt = Field(1000, description="Most rounds of a run.")
+    max_steps: PositiveInt = Field(10000, description="Most training steps of a round.")
+    max_payload: PositiveFloat = Field(4000.0, description="Most MB of a message.")
+    epsilon: PositiveFloat | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Largest ε of these rows over all runs together: a run must train by local "
+        "DP-SGD, and this client sits out before it would go past. What was spent is in the "
+        "privacy*.json files of the state directory: whoever deletes the directories of old runs "
+        "deletes the account, and what runs without privacy gave away is not in it.",
+    )
+    idle: PositiveFloat = Field(600.0, description="Seconds after which an unused trainer ends.")
+    partition_id: NonNegativeInt | None = Field(None, description="Flower's own.")
+    num_partitions: PositiveInt | None = Field(None, description="Flower's own.")
+
+    @classmethod
+    def read(cls, node_config: Mapping[str, Any]) -> "Owner":
+        """Raises UserError, naming the key, its value and what it may be."""
+        try:
+            return cls.model_validate(dict(node_config))
+        except ValidationError as e:
+            lines = dict.fromkeys(_line(error) for error in e.errors())
+            raise UserError(
+                "the node's settings (--node-config) are wrong:\n"
+                + "\n".join(f"  {line}" for line in lines)
+            ) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # pydantic would take epsilon=true for 1
+            raise ValueError("no setting is true or false")
+        return value
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not names:
+            raise ValueError("name at least one method, or leave it out for the built-in ones")
+        return names
+
+    @model_validator(mode="after")
+    def _account(self) -> "Owner":
+        if self.data is not None and self.client is None:
+            raise ValueError("data needs client too: whose rows these are, the same for ever")
+        if self.epsilon is not None and self.data is None:
+            raise ValueError("epsilon needs data too: the rows that the account is of")
+        return self
+
+    def allow(self, run_config: Mapping[str, Any], payload_bytes: int) -> None:
+        """Raises UserError where a run, by Flower's flat configuration, or a message of that size
+        is not allowed here; nothing was loaded then, nor code of anybody's imported."""
+        if payload_bytes > self.max_payload * MB:
+            raise _refused("max-payload", f"{self.max_payload:g} MB", f"{payload_bytes / MB:.1f}")
+        config, _ = self.resolve(run_config)
+        if config.run.rounds > self.max_rounds:
+            raise _refused("max-rounds", f"{self.max_rounds} rounds", config.run.rounds)
+        self._steps(config.train.steps or 0)
+        self._rows(config)
+        self._model(config.model.name)
+        if self.epsilon is not None:
+            self._private(config)
+
+    def allow_rows(self, config: "Config", rows: int, round: int = 0) -> None:
+        """Raises UserError where what a round comes to on this node's training rows, so many, is
+        not allowed here."""
+        from fedlora.privacy import plan
+
+        if round > self.max_rounds:
+            raise _refused("max-rounds", f"{self.max_rounds} rounds", f"round {round}")
+        self._steps(config.train.steps_a_round(rows))
+        # The server is to find this out before; an owner's account does not rest on that.
+        if self.epsilon is not None and (unfit := plan.refusal(config, rows)):
+            raise Refused(unfit)
+
+    def resolve(self, run_config: Mapping[str, Any]) -> "tuple[Config, Strategy]":
+        """The run's configuration and method, as everybody reads them. Raises UserError where they
+        are wrong or the method is none of the owner's, which then is not imported."""
+        import strategies
+        from fedlora import settings
+
+        def load(name: str) -> "type[Strategy]":
+            allowed = self.methods or tuple(strategies.BUILTIN)
+            if name not in allowed:
+                raise _refused("methods", ", ".join(allowed), f"strategy.name = {name}")
+            return strategies.load(name)
+
+        tree = settings.from_flat(flat(run_config))
+        return settings.resolve(tree, load, ignore=strategies.settings())
+
+    def applied(self, config: "Config") -> "Config":
+        """The run's configuration with what the owner settles."""
+        columns = {"text": self.text or config.data.text, "label": self.label or config.data.label}
+        privacy = config.privacy
+        if self.epsilon is not None and privacy.epsilon is not None:
+            least = min(self.epsilon, privacy.epsilon)
+            privacy = privacy.model_copy(update={"epsilon": least})
+        model = config.model.model_copy(update={"name": self.model or config.model.name})
+        data = config.data.model_copy(update=columns)
+        return config.model_copy(update={"data": data, "model": model, "privacy": privacy})
+
+    def _steps(self, steps: int) -> None:
+        if steps > self.max_steps:
+            raise _refused("max-steps", f"{self.max_steps} steps a round", steps)
+
+    def _rows(self, config: "Config") -> None:
+        from fedlora.data.owned import BUNDLED
+
+        data = config.data
+        if self.data is None and data.name != BUNDLED:
+            raise _refused("data", "the bundled data alone", f"data.name = {data.name}")
+        for key, given in (("text", self.text), ("label", self.label)):
+            asked = getattr(data, key)
+            if self.data is not None and given is None and asked != key:
+                raise _refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
+
+    def _model(self, name: str) -> None:
+        from fedlora.config import MINILM
+
+        organisation, _, model = name.partition("/")
+        hub = all(_plain(part) for part in (organisation, model)) and not Path(name).exists()
+        if self.model is None and name != MINILM and not hub:
+            raise _refused("model", "models of the hub alone", f"model.name = {name}")
+
+    def _private(self, config: "Config") -> None:
+        if not config.privacy.local:
+            asked = "central noise" if config.privacy.central else "none (privacy.epsilon is unset)"
+            raise _refused("epsilon", "training by local DP-SGD alone", asked)
+        if config.privacy.insecure_seed is not None:
+            raise _refused("epsilon", "secret noise alone", "privacy.insecure_seed")
+
+
+def owner_of(node_config: Mapping[str, Any]) -> Owner | None:
+    """The owner of a node; None for a partition of somebody's simulation. Raises UserError."""
+    simulated = "partition-id" in node_config and node_config.keys() <= SIMULATED
+    return None if simulated else Owner.read(node_config)
+
+
+def flat(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration without what `fedlora submit` tells the server alone."""
+    return {k: v for k, v in run_config.items() if not k.startswith("submit.")}
+
+
+def _refused(key: str, allowed: str, asked: object) -> Refused:
+    return Refused(
+        f"this node's owner allows {allowed}; the run asks for {asked}. Change the run, or ask the "
+        f"owner for another {key}."
+    )
+
+
+def _plain(part: str) -> bool:
+    """Whether it can be half of a hub name, and no step of a path."""
+    return part[:1].isalnum() and all(c.isalnum() or c in "._-" for c in part)
+
+
+def _line(error: Any) -> str:
+    known = [name.replace("_", "-") for name in Owner.model_fields]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    key = str(error["loc"][0])
+    if error["type"] != "extra_forbidden":
+        return f"{key} = {error['input']!r}: {message}"
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{key}: no such key{hint} (known: {', '.join(known)})"

@@ -1,0 +1,53 @@
+"""One owner's rows, on the node that holds them: a federation of that one client."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedlora.config import Data
+from fedlora.data import Federation, load, partition, sources
+from fedlora.errors import UserError
+
+BUNDLED = "sentiment"
+
+
+def own(path: str, client: str, data: Data, seed: int) -> Federation:
+    """All rows of a file, in its order, or the bundled rows of a client where `path` is
+    "sentiment". Of `data` only the columns, the labels and what a client does with its rows
+    (data.rows, data.holdout) count. What is held out is what a simulation of the same rows, under
+    "split" or "natural" with data.public = 0 and a test file, holds out for that client.
+
+    Raises:
+        UserError: the file cannot be used, or there are no bundled rows of that client.
+    """
+    if path == BUNDLED:
+        return _bundled(client, data, seed)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"there is no file {file} (looked from {Path.cwd()}). Correct the path.")
+    table = sources.check(sources.read_file(file), str(file), data, None)
+    labels = sources.label_names({str(file): table}, data)
+    rows = sources.together([table], labels)
+    trained, held = partition.hold_out({client: list(range(len(rows)))}, data, seed)
+    none = rows.select([])
+    return Federation(
+        labels=labels,
+        clients=[client],
+        test=none,
+        public=none,
+        rows=rows,
+        trained=trained,
+        held=held,
+    )
+
+
+def _bundled(client: str, data: Data, seed: int) -> Federation:
+    """As `load` divides the bundled data by its own clients, whatever the run divides and how."""
+    given = {"name": BUNDLED, "partition": "natural", "by": "domain", "text": "text"}
+    whole = load(data.model_copy(update={**given, "label": "label"}), seed)
+    if client not in whole.clients:
+        raise UserError(
+            f"the bundled data has no client {client!r}: be one of {', '.join(whole.clients)}, or "
+            "give the node a file of its own"
+        )
+    trained, held = {client: whole.trained[client]}, {client: whole.held[client]}
+    return replace(whole, clients=[client], trained=trained, held=held)

@@ -223,4 +223,5 @@ def _cost_table(counted: dict[str, Any]) -> Table:
     return table
 
 
-from fedlora.cli import submit as _submit  # noqa: E402, F401  (it adds its command to the app)
+from fedlora.cli import node as _node  # noqa: E402, F401  (these add their commands to the app)
+from fedlora.cli import submit as _submit  # noqa: E402, F401

@@ -9,7 +9,7 @@ from fedlora import __version__, settings
 from fedlora.config import Config
 
 SERVERAPP = "server.app:app"
-CLIENTAPP = "clients.app:app"
+CLIENTAPP = "clients.proxy:app"
 
 
 def write(config: Config, folder: Path, name: str, resume: bool) -> None:

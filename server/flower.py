@@ -151,7 +151,7 @@ class Connection:
 
 def _remote(table: dict[str, Any]) -> bool:
     """Flower's own local engines have a word with a colon in front for an address."""
-    return ":" in str(table.get("address", "")).lstrip(":")
+    return not str(table.get("address", ":")).startswith(":")
 
 
 def _flwr() -> str:

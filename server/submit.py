@@ -9,6 +9,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO
 
+from rich.text import Text
+
 from fedlora.config import Config
 from fedlora.errors import Stopped
 from fedlora.progress import Observer
@@ -22,7 +24,7 @@ SILENCE = 60.0  # seconds without a line until the superlink is asked how the ru
 SILENCES = 10  # that many, and the line may be dead: it is opened anew
 PAUSE = 2.0  # seconds between attempts
 PATIENCE = 600.0  # seconds that a superlink may be away
-REREADS = 5  # readings of a finished run's log, in case its last lines were late
+REREADS = 3  # readings of a finished run's log, in case its last lines were late
 TAIL = 25  # lines that are no events, kept for when nothing else says what went wrong
 
 
@@ -35,7 +37,7 @@ class Listener:
 
     def __init__(self, observer: Observer, incoming: Incoming) -> None:
         self.observer, self.incoming = observer, incoming
-        self.tail: deque[str] = deque(maxlen=TAIL)
+        self.tail: deque[str] = deque(maxlen=TAIL)  # of this reading
         self.error: str | None = None
         self._seen: set[int] = set()
         self._last: int | None = None
@@ -43,7 +45,7 @@ class Listener:
     def hear(self, line: str) -> None:
         event = parse(line)
         if event is None:
-            self.tail.append(line.rstrip())
+            self.tail.append(Text.from_ansi(line.rstrip()).plain)
             return
         if event.number in self._seen:
             return
@@ -116,7 +118,8 @@ def follow(connection: Connection, run: str, listener: Listener) -> Status:
 
 
 def _listen(connection: Connection, run: str, listener: Listener) -> None:
-    """Hear the log until its stream ends or seems dead."""
+    """Hear the log, from its start, until its stream ends or seems dead."""
+    listener.tail.clear()
     stream = connection.log(run)
     assert stream.stdout is not None
     lines: Queue[str | None] = Queue()

@@ -1,0 +1,180 @@
+"""Events: a run told as lines and shown again; its directory brought along, whole or named."""
+
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.progress import Observer
+from fedlora.runs import RunDir
+from server import delivery, events
+from server.delivery import Incoming
+from server.events import Events, parse, play
+from server.submit import Listener
+from tests.fedlora.test_progress import play as watch
+
+
+class Heard(Observer):
+    """What an observer is told, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+
+    def __getattribute__(self, name: str) -> object:
+        if name in events.SHOWN:
+            calls = object.__getattribute__(self, "calls")
+            return lambda *given, **named: calls.append((name, [*given, *named.values()]))
+        return object.__getattribute__(self, name)
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, tell: Callable[[Events], None]) -> list[str]:
+    """The lines that a run prints."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    tell(Events())
+    monkeypatch.undo()
+    return out.getvalue().splitlines(keepends=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run directory as a server has it after round 2."""
+    made = RunDir.create(Config(), str(tmp_path / "server"))
+    for number in (1, 2):
+        made.round(number).mkdir()
+        (made.round(number) / "state.safetensors").write_bytes(bytes(range(256)) * 3000)
+    (made.path / "adapter").mkdir()
+    for name in ("adapter/adapter.json", "clients", "privacy.json", "sampling.json", ".lock"):
+        (made.path / name).write_text("x")
+    return made
+
+
+def test_a_run_is_shown_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of the round loop arrives, with what it said, as one numbered line each."""
+    lines = printed(monkeypatch, watch)
+    direct, through = Heard(), Heard()
+    watch(direct)
+    found = [parse(line) for line in lines]
+    for event in found:
+        assert event is not None
+        play(event, through)
+    assert [e.number for e in found if e] == list(range(1, len(lines) + 1))
+    assert [name for name, _ in through.calls] == [name for name, _ in direct.calls]
+    assert through.calls[0] == ("begin", [5, 2]) and through.calls[-1] == direct.calls[-1]
+
+
+@pytest.mark.parametrize(
+    "line", ["INFO : hello", "fedlora-event {", "fedlora-event []", 'fedlora-event {"n": 1}', ""]
+)
+def test_other_lines_are_no_events(line: str) -> None:
+    """Flower's own lines and a line cut short are passed over."""
+    assert parse(line) is None
+
+
+def test_a_log_read_again_shows_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Read from the start after a broken line, each event is shown once; a gap is filled; the run
+    is complete only with every event up to the last."""
+
+    def tell(told: Events) -> None:
+        watch(told)
+        told.end()
+
+    lines = printed(monkeypatch, tell)
+    heard = Heard()
+    listener = Listener(heard, Incoming(tmp_path))
+    for line in [*lines[:3], *lines[4:]]:
+        listener.hear(line)
+    assert not listener.complete
+    for line in lines:
+        listener.hear(line)
+    assert listener.complete and len(heard.calls) == 7
+
+
+def test_the_run_directory_arrives_whole(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Files of any size, bit for bit, with the latest checkpoint alone, and no secret, no lock and
+    nothing of clients."""
+    lines = printed(monkeypatch, lambda told: told.files(run.path))
+    listener = Listener(Observer(), Incoming(tmp_path / "here"))
+    for line in reversed(lines):
+        listener.hear(line)
+    here = {p.relative_to(tmp_path / "here").as_posix(): p for p in (tmp_path / "here").rglob("*")}
+    files = {name for name, path in here.items() if path.is_file()}
+    own = {"config.toml", "run.json", "metrics.jsonl", "adapter/adapter.json"}
+    assert files == own | {"round-0002/state.safetensors"}
+    assert all(here[name].read_bytes() == (run.path / name).read_bytes() for name in files)
+    assert not listener.incoming.missing()
+
+
+def test_a_lost_or_damaged_part_is_missed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file that is not whole is named and not left in its place."""
+    lines = printed(monkeypatch, lambda told: told.files(run.path))
+    part = next(x for x in lines if "round-0002" in x and '"part": 1' in x)
+    changed = json.loads(part.removeprefix(events.PREFIX))
+    changed["data"] = "AAAA" + changed["data"][4:]
+    for instead in ([], [events.PREFIX + json.dumps(changed)]):
+        incoming = Incoming(tmp_path / f"here{len(instead)}")
+        listener = Listener(Observer(), incoming)
+        for line in [*(x for x in lines if x != part), *instead]:
+            listener.hear(line)
+        assert incoming.missing() == ["round-0002/state.safetensors"]
+        assert not list((incoming.folder / "round-0002").iterdir())
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/x", "../x", "a/../../x", ".lock", "a/.b", "", "c:x", "a\\b"]
+)
+def test_no_file_leaves_the_run_directory(path: str, tmp_path: Path) -> None:
+    """Whatever a server calls a file, it is written below the run directory or not at all."""
+    with pytest.raises(UserError, match="is not written"):
+        Incoming(tmp_path / "here").accept(path, 0, 1, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_much_to_send_stays(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would make the whole too large is named as left, and the rest is sent."""
+    monkeypatch.setattr(delivery, "LIMIT", 10_000)
+    found = delivery.manifest(run.path)
+    assert found.left == ["round-0002/state.safetensors"] and "config.toml" in found.files
+
+
+def test_the_end_waits_until_all_was_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Flower, which uploads what is printed from a queue and at the end waits for seconds
+    only, `end` returns when its line has been taken up and a later one too."""
+    log_queue: Queue[str | None] = Queue()
+    taken: list[str | None] = []
+
+    def write(text: str) -> int:
+        log_queue.put(text)
+        return len(text)
+
+    monkeypatch.setattr(sys.stdout, "write", write)
+    told = Events()
+    allowed = threading.Semaphore(0)
+
+    def upload() -> None:
+        for _ in range(2):
+            allowed.acquire()
+            taken.append(log_queue.get())
+
+    threading.Thread(target=upload, daemon=True).start()
+    ending = threading.Thread(target=told.end, daemon=True)
+    ending.start()
+    allowed.release()
+    ending.join(0.2)
+    assert ending.is_alive()
+    allowed.release()
+    ending.join(20)
+    assert not ending.is_alive() and parse(taken[0] or "") and taken[1] == "\n"

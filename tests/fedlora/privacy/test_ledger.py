@@ -174,6 +174,16 @@ def test_what_somebody_else_knows(ledger, path):
     assert ledger.repeats("a")
 
 
+@pytest.mark.parametrize("said", [(-1.0, 0.1, 3), (1.0, 2.0, 3), (float("nan"), 0.1, 3)])
+def test_what_is_no_account_is_not_written(ledger, path, said):
+    """It would pass for damage the next time, and stop every run."""
+    ledger.adopt([(1.5, 0.1, 40)])
+    text = path.read_text("utf-8")
+    with pytest.raises(UserError, match="what was said to be spent"):
+        ledger.adopt([said])
+    assert path.read_text("utf-8") == text
+
+
 entries = st.lists(
     st.tuples(st.sampled_from([1.0, 2.0]), st.sampled_from([0.1, 0.2]), st.integers(0, 50)),
     max_size=4,

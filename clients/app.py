@@ -72,7 +72,9 @@ def client_id(context: Context) -> str:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: hello(resident(context), _allowed(context), context))
+    return _reply(
+        message, lambda parcel: hello(resident(context), _allowed(context), context, parcel)
+    )
 
 
 @app.query("gradients")

@@ -1,24 +1,32 @@
 """What a client says before round 1: who it is, and, if a user opted in, its gradients."""
 
+import logging
+
 from flwr.app import Context
 
 import fedlora
 from fedlora import estimate
+from fedlora.agreement import differences
 from fedlora.errors import UserError
 from fedlora.orders import answer
 from fedlora.resident import Resident
 from fedlora.wire import Parcel
 
+log = logging.getLogger("fedlora.client")
 
-def hello(resident: Resident, client: str, context: Context) -> Parcel:
-    """Id, training rows, rank limit, and what everyone must agree on."""
+
+def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> Parcel:
+    """Id, training rows, rank limit, and what everyone must agree on. The server says in `parcel`
+    what the run has; where this node has something else, its log says what."""
+    own = {"version": fedlora.__version__, **resident.identity}
+    if parcel.facts and (wrong := differences(parcel.facts, own)):
+        log.error("this node cannot take part in the run: %s", "; ".join(wrong))
     return answer(
         "ok",
         client=client,
         examples=len(resident.federation.train(client)),
         rank=int(context.node_config.get("rank", 0)),
-        version=fedlora.__version__,
-        **resident.identity,
+        **own,
     )
 
 

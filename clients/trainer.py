@@ -42,7 +42,7 @@ class Trainer:
     def __init__(self, token: str) -> None:
         self._token = token
         self._turn = threading.Lock()
-        self._open = 0
+        self._open: set[int] = set()  # the threads of calls that are open
         self._last = time.monotonic()
         self.idle = IDLE
 
@@ -51,24 +51,25 @@ class Trainer:
         """Seconds since the last call ended; 0 while one is open."""
         return 0.0 if self._open else time.monotonic() - self._last
 
-    def answer(self, calls: Iterator[bytes], rpc: grpc.ServicerContext) -> Iterator[bytes]:
-        """One call of `channel.METHOD`."""
+    def answer(self, call: Iterator[bytes], rpc: grpc.ServicerContext) -> Iterator[bytes]:
+        """One call of `channel.METHOD`. No generator, since gRPC may move those between threads."""
         shown = dict(rpc.invocation_metadata()).get("authorization", "")
         if not hmac.compare_digest(str(shown), f"Bearer {self._token}"):
             log.warning("a caller without the token was refused")
             rpc.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-        self._open += 1
+        gone = threading.Event()
+        self._open.add(threading.get_ident())
         try:
-            gone = threading.Event()
             if not rpc.add_callback(gone.set):
-                return
-            context, message = parse(calls)
+                return iter(())
+            context, message = parse(call)
             with self._turn, cancel.when(gone.is_set):
-                yield from pieces(self._handled(context, message))
+                return pieces(self._handled(context, message))
         except cancel.Cancelled:
             log.warning("the caller is gone: its message is worked on no further")
+            return iter(())
         finally:
-            self._open -= 1
+            self._open.discard(threading.get_ident())
             self._last = time.monotonic()
 
     def _handled(self, facts: dict[str, Any], data: bytes) -> bytes:
@@ -108,7 +109,7 @@ def handle(message: Message, context: Context, size: int) -> tuple[Message, floa
 
 def serve(state_dir: Path) -> None:
     """Listen until unused, or told to end."""
-    os.umask(0o077)  # the socket too
+    os.umask(0o077)
     place = Place(state_dir)
     place.folder.mkdir(parents=True, exist_ok=True)
     alive = place.alive.open("w")
@@ -127,6 +128,7 @@ def serve(state_dir: Path) -> None:
     well.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(well, server)
     server.add_insecure_port(place.address)
+    place.socket.chmod(0o600)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import fedlora
 from fedlora.agreement import differences
 from fedlora.guard import called
 from fedlora.privacy import plan
@@ -11,13 +12,18 @@ from fedlora.strategy import Round
 from server.roster import Member, Roster
 
 
+def known(resident: Resident) -> dict[str, Any]:
+    """What the run has, and every node must have."""
+    return {"version": fedlora.__version__, **resident.identity}
+
+
 def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> str:
     """Why a node that says this of itself may not take part, or ""."""
     id, examples, rank = (facts.get(k) for k in ("client", "examples", "rank"))
     full = resident.adapter.scaling.rank
     if not (isinstance(id, str) and id and isinstance(examples, int) and isinstance(rank, int)):
         return "it does not say its client id, its examples and its rank"
-    if wrong := differences(resident.identity, facts):
+    if wrong := differences(known(resident), facts):
         return "; ".join(wrong)
     if roster.nodes.get(id, node) != node:
         return "another node is that client already: give each node its own id"

@@ -5,7 +5,6 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-import fedlora
 from fedlora.errors import UserError
 from fedlora.progress import Observer
 from fedlora.resident import Resident
@@ -64,7 +63,7 @@ class Greeter:
         named and left out."""
         deadline = self.resident.config.run.deadline
         exchange = Exchange(self.grid, deadline)
-        run = Parcel({"version": fedlora.__version__, **self.resident.identity})
+        run = Parcel(agreement.known(self.resident))
         exchange.push(message(run, node, "query", "0", deadline) for node in nodes)
         said: dict[int, dict[str, Any]] = {}
         for answer in exchange.answers():

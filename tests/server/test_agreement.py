@@ -9,7 +9,7 @@ from fedlora.errors import UserError
 from fedlora.wire import Parcel
 from server.greeting import Greeter
 from server.roster import Member, Roster
-from tests.federation import Watch, federate, meddled
+from tests.federation import Meddler, Watch, federate, meddled
 
 FILMS = 2
 
@@ -173,3 +173,47 @@ def test_a_roster_is_restored_and_shares_manifests():
     again = Roster()
     again.load(dumped)
     assert again.members == roster.members
+
+
+def test_a_node_says_in_its_own_log_what_it_has_otherwise(world, tmp_path, caplog):
+    """Its owner reads there why it is left out; a node that agrees logs nothing."""
+
+    def different(message):
+        parcel = wire.unpack(message.content)
+        if message.metadata.dst_node_id == FILMS and "base" in parcel.facts:
+            message.content = wire.pack(Parcel({**parcel.facts, "base": "00", "labels": ["no"]}))
+        return message
+
+    class Telling(Meddler):
+        def push_messages(self, messages):
+            return super().push_messages([different(m) for m in messages])
+
+    federate(world, tmp_path, "fedit", grid=Telling(lambda reply: reply), run__rounds=1)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "fedlora.client"]
+    assert "labels ['bad', 'good'] in place of ['no']" in line
+    assert "other weights of the base model" in line
+
+
+def test_round_1_waits_for_enough_clients_and_counts_them_by_name(world, tmp_path):
+    """A client's index, by which FSLoRA deals ranks, is not the order of coming."""
+    resident = federate(world, tmp_path, "fedit", run__rounds=1, run__min_clients=2).resident
+
+    class Coming(Nodes):
+        def get_node_ids(self):
+            present = list(self.clients)
+            if self.asked:
+                self.clients[2] = "a"
+            return present
+
+    grid = Coming({**resident.identity, "version": fedlora.__version__}, {1: "b"})
+    greeter = Greeter(grid, resident, Roster(), Watch())
+    greeter.greet()
+    assert {id: m.index for id, m in greeter.roster.members.items()} == {"a": 0, "b": 1}
+
+
+def test_who_goes_before_round_1_is_no_member(nodes):
+    """Only those that are there when it begins."""
+    greeter, _ = nodes
+    greeter.roster.nodes, greeter._new = {"gone": 8}, {"gone": {"examples": 1, "rank": 0}}
+    greeter.greet()
+    assert list(greeter.roster.members) == ["a", "b"]

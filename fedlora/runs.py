@@ -197,10 +197,15 @@ def comparison_dir(config: Config) -> Path:
 
 
 def save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Tensors as a safetensors file, written aside and renamed."""
+    """Tensors as a safetensors file, written aside and renamed; nothing is left of it where that
+    fails, as on a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: t.detach().contiguous().clone() for k, t in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    plain = {k: t.detach().contiguous().clone() for k, t in tensors.items()}
+    try:
+        save_file(plain, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from fedlora import runs
 from fedlora.config import Config
 from fedlora.errors import UserError
-from fedlora.runs import Checkpoint, RunDir, comparison_dir
+from fedlora.runs import Checkpoint, RunDir, comparison_dir, save
 from tests.federation import same
 
 MEMORY = {"roster": {"members": {"ä": {"index": 0}}, "manifests": {}}}
@@ -134,3 +136,18 @@ def test_a_comparison_has_a_folder_of_its_own(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="exists"):
         comparison_dir(config(tmp_path))
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+    """As on a full disk: what was there before stays as it was."""
+    save({"x.A": torch.ones(2)}, path := tmp_path / "own.safetensors")
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runs, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save({"x.A": torch.zeros(2)}, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(load_file(path)["x.A"], torch.ones(2))

@@ -1,0 +1,77 @@
+"""A disk that is full, and messages that are large."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fedlora.tensors import nbytes
+from tests.deployment.net import Net
+from tests.federation import same
+
+pytestmark = pytest.mark.deployment
+
+
+@pytest.fixture
+def small_disk(net: Net) -> Iterator[Path]:
+    """The state directory of one node, on a disk of half a megabyte."""
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
+    state = net.nodes["films"].state
+    node = net.nodes["films"]
+    node.kill()
+    state.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=0700", "none", str(state)]
+    done = subprocess.run(mount, capture_output=True, text=True, timeout=10)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        node.revive()
+        yield state
+    finally:
+        node.kill()
+        subprocess.run(["umount", "-l", str(state)], check=True, timeout=10)
+
+
+def test_a_client_whose_disk_is_full_is_missing_with_the_reason(net: Net, small_disk: Path) -> None:
+    """The run ends without it, and nothing half-written stays on its disk."""
+    held = net.nodes["films"].held(2)
+    role = net.submit("disk", "held:HeldFedSA", run__rounds=2)
+    net.nodes["films"].reached(2, 180)
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(bytes(1024))
+            except OSError:
+                break
+    held.unlink()
+    assert role.finished(180) == 0, role.tail()
+    rows = net.metrics(net.runs / "disk")
+    assert [r["clients"] for r in rows[1:]] == [3, 2]
+    assert "o space left" in rows[2]["failed"]["films"]
+    kept = [p for p in small_disk.glob("run-*/client-*/*") if p.is_file()]
+    assert kept
+    for path in kept:
+        assert load_file(path), "every file that is there is whole"
+
+
+def test_a_large_message_arrives_whole_both_ways(net: Net) -> None:
+    """More than 400 MB to a client and back."""
+    given = {"adapter__rank": 370_000, "train__steps": 1, "train__batch_size": 1}
+    settings = {"train__optimizer": "sgd", "run__clients_per_round": 1, "run__rounds": 1}
+    role = net.submit("large", "fedit", run__keep="updates", **given, **settings)
+    try:
+        net.wait_round("large", 1, 300)
+        folder = net.runs / "large/round-0001"
+        sent, update = (load_file(next(folder.glob(f"{w}-*"))) for w in ("sent", "update"))
+        assert nbytes(sent) > 400e6 and nbytes(update) > 400e6
+        (client,) = (p.stem.removeprefix("sent-") for p in folder.glob("sent-*"))
+        place = net.nodes[client].state / f"run-{net.experiment('large')}/client-{client}"
+        assert same(load_file(place / "view-0001-0.safetensors"), sent)
+        assert same(load_file(place / "view-0001-1.safetensors"), update)
+    finally:  # the way back of a gigabyte of files is another test's
+        role.kill()
+        net.superexec.kill_one("flwr-serverapp")

@@ -27,6 +27,11 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHO
 class NoAnswer(Exception):
     """Flower said no, or nothing in time; the message is its own."""
 
+    @property
+    def unknown(self) -> bool:
+        """The superlink knows of no such run: it was started anew without its database."""
+        return "not found" in str(self).lower()
+
 
 @dataclass(frozen=True)
 class Status:
@@ -145,7 +150,8 @@ class Connection:
         except json.JSONDecodeError:
             answer = {"error-message": done.stdout + done.stderr}
         if not answer.get("success"):
-            raise NoAnswer(str(answer.get("error-message", "")).strip() or "flwr gives no reason")
+            said = str(answer.get("error-message", "")).strip()
+            raise NoAnswer(said.split("\n\n")[-1] or "flwr gives no reason")
         return dict(answer)
 
 

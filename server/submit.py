@@ -106,9 +106,9 @@ def follow(connection: Connection, run: str, listener: Listener) -> Status:
         try:
             status = connection.status(run)
         except NoAnswer as e:
-            fault = connection.fault()
-            if not fault or time.monotonic() > until:
-                raise Failed(f"run {run} is lost from sight: {fault or e}") from None
+            if e.unknown or time.monotonic() > until:
+                why = connection.fault() or str(e)
+                raise Failed(f"run {run} is lost from sight: {why}") from None
         else:
             until = time.monotonic() + PATIENCE
             if status.finished and (listener.complete or rereads == REREADS):

@@ -155,6 +155,17 @@ def test_a_superlink_that_stays_away_is_given_up(
         submit(config, "near", Observer())
 
 
+def test_a_superlink_that_forgot_the_run_is_given_up_at_once(flwr: Flwr, config: Config) -> None:
+    """Started anew without its database, it will never know the run again; while one that gives no
+    sense for a moment is asked again."""
+    flwr.say("log", "")
+    unknown = "Using SuperLink: near\n\n[code: 16] Run ID not found."
+    flwr.say("list", "Killed", {"success": False, "error-message": unknown})
+    with pytest.raises(Failed, match="run 7 is lost from sight"):
+        submit(config, "near", Observer())
+    assert len([x for x in flwr.asked if x.startswith("list")]) == 2
+
+
 def test_ctrl_c_stops_the_run(flwr: Flwr, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is stopped at the superlink too, and the message says how to go on."""
 

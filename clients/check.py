@@ -92,6 +92,23 @@ class Check:
         flat = settings.to_flat(self._config)
         return app.resident(Context(0, 0, self._given, RecordDict(), flat))
 
+    @property
+    def _allowed(self) -> Resident:
+        self._settled  # noqa: B018
+        try:
+            return self._resident
+        except UserError:
+            raise Unknown("the run is not allowed") from None
+
+    @property
+    def _loaded(self) -> Resident:
+        own = self._allowed
+        try:
+            own.federation  # noqa: B018
+        except Exception:
+            raise Unknown("the data cannot be used") from None
+        return own
+
     def settings(self) -> str:
         owner = self._owner
         limits = [f"at most {owner.max_rounds} rounds of {owner.max_steps} steps"]
@@ -148,8 +165,7 @@ class Check:
         return f"{config.strategy['name']}, {config.run.rounds} rounds"
 
     def data(self) -> str:
-        self._settled  # noqa: B018
-        rows = self._resident.federation
+        rows = self._allowed.federation
         client = self._client
         names = Counter(rows.labels[i] for i in rows.rows.select(rows.trained[client])["label"])
         counts = ", ".join(f"{label} {names[label]}" for label in rows.labels)
@@ -178,11 +194,10 @@ class Check:
             raise UserError(f"{name} cannot be used: {(str(e).splitlines() or ['?'])[0]}") from None
         if name.startswith("cuda"):
             return f"{name}: {torch.cuda.get_device_name(name)}"
-        return f"{name}, {self._settled.threads or torch.get_num_threads()} threads"
+        return f"{name}, threads: {self._settled.threads or torch.get_num_threads()}"
 
     def model(self) -> str:
-        self._settled  # noqa: B018
-        known = self._resident.identity
+        known = self._loaded.identity
         return f"base {known['base']}, tokenizer {known['tokenizer']}"
 
     def step(self) -> str:
@@ -196,7 +211,7 @@ class Check:
 
         if threads := self._settled.threads:
             torch.set_num_threads(threads)
-        own = self._resident
+        own = self._loaded
         config, client = own.config, self._client
         first = Round(1, "train", config.run.seed, config.run.wire_dtype)
         done = train(

@@ -45,8 +45,7 @@ def ordered(client: str, round: int) -> Parcel:
 def test_nodes_with_their_own_files_end_in_a_simulation_s_bits(
     owned: Owned, tmp_path: Path
 ) -> None:
-    """Every state of the run, though the coordinator has nobody's rows and the nodes' model lies
-    elsewhere than the run says."""
+    """Every state of the run, though the coordinator has nobody's rows."""
     whole = federate_in(tmp_path / "one", owned, owned.together)
     apart = federate_in(tmp_path / "two", owned, owned.server, grid=owned.grid())
     assert apart.resident.federation.clients == []
@@ -75,6 +74,19 @@ def test_a_client_that_lacks_labels_keeps_the_full_head(owned: Owned, tmp_path: 
     ran = federate_in(tmp_path / "no", owned, owned.server, grid=owned.grid(), watch=watch)
     assert any("every row has the label 'good'" in note for note in watch.notes)
     assert {r["client"] for r in ran.rows("client")} == {"books", "shops"}
+
+
+def test_the_owners_model_and_columns_are_used(world: World, owned: Owned) -> None:
+    """A node has its model where it likes, and its columns; the digest says that it is the same."""
+    file = Path(owned.nodes["books"]["data"])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    moved = [{"body": row["text"], "mood": row["label"]} for row in rows]
+    plain = told("query", Parcel(), context(world, owned.nodes["books"]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in moved))
+    node = owned.nodes["books"] | {"text": "body", "label": "mood"}
+    facts = told("query", Parcel(), context(world, node, model__name="/models/of/the/server"))
+    assert facts["status"] == "ok"
+    assert {k: facts[k] for k in plain} == plain
 
 
 @pytest.mark.parametrize(

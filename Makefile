@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test test-slow test-faults lint clean
+.PHONY: setup demo test test-slow test-faults test-compose lint clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ test-slow: setup
 # A deployment of real processes on loopback, and what may befall it.
 test-faults: setup
 	$(BIN)/pytest -q -m deployment --durations=0
+
+# The federation in containers; see deploy/test-compose.sh for what it needs.
+test-compose: setup
+	deploy/test-compose.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
 set -eu
 for key in "$@"; do
   name=$(basename "$key" .pub)
-  if said=$(flwr supernode register "$key" superlink --name "$name" 2>&1); then
+  if said=$(flwr supernode register "$key" superlink 2>&1); then
     echo "$name is registered"
   else
     case $said in

@@ -4,7 +4,7 @@
     net.start()
     run = net.submit("run", rounds...)      # fedlora submit, in a process
     net.nodes["books"].cut()                # its link to the superlink
-    net.superlink.kill(); net.superlink.start()
+    net.kill_superlink(); net.restart_superlink()
 
 Everything is in `folder`: keys, logs, the nodes' state, the server's runs and those brought back.
 """
@@ -107,10 +107,11 @@ class Node(Role):
     def held(self, round: int) -> Path:
         """From now on its training of this round waits, until the file is removed."""
         file = self.hold / f"round-{round}"
+        file.with_suffix(".reached").unlink(missing_ok=True)
         file.touch()
         return file
 
-    def reached(self, round: int, seconds: float = 60) -> None:
+    def reached(self, round: int, seconds: float = 300) -> None:
         file = self.hold / f"round-{round}.reached"
         wait_for(f"{self.client} trains in round {round}", file.exists, seconds)
 
@@ -178,6 +179,18 @@ class Net:
         except OSError:
             return False
         return True
+
+    def kill_superlink(self) -> None:
+        """It is gone, and its port with it: nodes that try are refused."""
+        for node in self.nodes.values():
+            node.link.cut()
+        self.superlink.kill()
+
+    def restart_superlink(self) -> None:
+        self.superlink.start()
+        wait_for("the superlink answers", self.answers, 60)
+        for node in self.nodes.values():
+            node.link.join()
 
     def register(self, client: str) -> None:
         self.flwr("supernode", "register", f"{self.folder / 'keys' / client}.pub", "net")

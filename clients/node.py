@@ -5,6 +5,7 @@ takes this process over.
         bin/              comes first in PATH: `clients.guard` under the names of Flower's commands
         node.toml         the owner's settings, as they were checked
         flwr/             Flower's own folder
+        datasets/         the rows as they were read
         trainer/          see clients.channel
 """
 
@@ -178,7 +179,11 @@ def environment(state: Path) -> dict[str, str]:
     """The node's environment: the guard is found before Flower's commands, those before others."""
     given = dict(os.environ)
     path = (str(state / "bin"), str(Path(sys.executable).parent), given.get("PATH", os.defpath))
-    defaults = {"FLWR_HOME": str(state / "flwr"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL}
+    defaults = {
+        "FLWR_HOME": str(state / "flwr"),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL,
+        "HF_DATASETS_CACHE": str(state / "datasets"),  # rows, as the reader of files keeps them
+    }
     return {
         **defaults,
         **given,

@@ -42,7 +42,7 @@ ENV = {
     "PYTHONPATH": str(HERE / "methods"),
     "TOKENIZERS_PARALLELISM": "false",
 }
-METHODS = "fedit,ffa,fedex,fedsa,fedsb,fslora,held:HeldFedEx,held:HeldFedSA"
+METHODS = "fedit,ffa,fedex,fedsa,fedsb,fslora,held:HeldFedEx,held:HeldFedSA,held:Digested"
 
 
 def authority(folder: Path) -> Path:

@@ -55,7 +55,7 @@ def test_a_node_with_another_model_tokenizer_or_labels_is_refused_before_round_1
     try:
         wait_for("all nodes are online", lambda: net.online() == 6, 90)
         role = net.submit("agreement", run__rounds=1)
-        assert role.finished(180) == 0, role.tail()
+        assert role.finished(400) == 0, role.tail()
         assert net.metrics(net.runs / "agreement")[1]["clients"] == 3
         for name, (_, text) in odd.items():
             wait_for(f"{name} is told", lambda n=name, t=text: nodes[n].said(t), 5)

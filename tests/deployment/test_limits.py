@@ -1,15 +1,20 @@
 """A disk that is full, and messages that are large."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
+from fedlora.streams import forked
 from fedlora.tensors import nbytes
+from fedlora.views import fingerprint, manifest
 from tests.deployment.net import Net
+from tests.deployment.processes import end, marked
 from tests.federation import same
 
 pytestmark = pytest.mark.deployment
@@ -58,20 +63,44 @@ def test_a_client_whose_disk_is_full_is_missing_with_the_reason(net: Net, small_
         assert load_file(path), "every file that is there is whole"
 
 
-def test_a_large_message_arrives_whole_both_ways(net: Net) -> None:
-    """More than 400 MB to a client and back."""
-    given = {"adapter__rank": 370_000, "train__steps": 1, "train__batch_size": 1}
-    settings = {"train__optimizer": "sgd", "run__clients_per_round": 1, "run__rounds": 1}
-    role = net.submit("large", "fedit", run__keep="updates", **given, **settings)
+def wide(net: Net, folder: Path) -> Path:
+    """The model with matrices of 4096 by 4096, so that an adapter of full rank is large."""
+    shutil.copytree(net.world.model, folder)
+    config = BertConfig.from_pretrained(folder, hidden_size=4096, num_hidden_layers=1)
+    with forked(0, "tests"):
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_large_message_arrives_whole_both_ways(net: Net, tmp_path: Path) -> None:
+    """More than 400 MB to a client and back, by digests taken where they were sent."""
+    model = str(wide(net, tmp_path / "wide"))
+    node = net.node("wide", {"data": str(net.rows / "books.jsonl"), "model": model})
+    net.register("wide")
+    node.start()
+    role = net.submit(
+        "large",
+        "held:Digested",
+        model__name=model,
+        adapter__rank=4096,
+        adapter__target_modules=["query", "key", "value", "attention.output.dense"],
+        train__steps=1,
+        train__batch_size=1,
+        train__optimizer="sgd",
+        run__rounds=1,
+        run__min_clients=1,
+        run__keep="updates",
+        run__deadline=600.0,
+    )
     try:
-        net.wait_round("large", 1, 300)
+        net.wait_round("large", 1, 500)
         folder = net.runs / "large/round-0001"
-        sent, update = (load_file(next(folder.glob(f"{w}-*"))) for w in ("sent", "update"))
+        sent, update = (load_file(folder / f"{w}-wide.safetensors") for w in ("sent", "update"))
         assert nbytes(sent) > 400e6 and nbytes(update) > 400e6
-        (client,) = (p.stem.removeprefix("sent-") for p in folder.glob("sent-*"))
-        place = net.nodes[client].state / f"run-{net.experiment('large')}/client-{client}"
+        place = node.state / f"run-{net.experiment('large')}/client-wide"
         assert same(load_file(place / "view-0001-0.safetensors"), sent)
-        assert same(load_file(place / "view-0001-1.safetensors"), update)
+        assert fingerprint(manifest(update)) == (node.hold / "uploaded").read_text()
     finally:  # the way back of a gigabyte of files is another test's
         role.kill()
-        net.superexec.kill_one("flwr-serverapp")
+        end(marked(net.superexec.mark, "flwr-serverapp"))
+        node.kill()

@@ -18,7 +18,7 @@ HELD = "held:HeldFedEx"
 def undisturbed(net: Net) -> Tensors:
     """The server's state after two rounds in which nothing went wrong."""
     run = net.simulated("undisturbed", HELD, run__rounds=2)
-    assert run.finished(120) == 0, run.tail()
+    assert run.finished(400) == 0, run.tail()
     return net.state(net.simulations / "undisturbed", 2)
 
 

@@ -14,8 +14,8 @@ def test_a_deployment_ends_in_the_bits_of_a_simulation(net: Net, method: str) ->
     clients' scores are the same."""
     simulated = net.simulated(method, method, run__rounds=1)
     submitted = net.submit(method, method, run__rounds=1)
-    assert simulated.finished(120) == 0, simulated.tail()
-    assert submitted.finished(180) == 0, submitted.tail()
+    assert simulated.finished(400) == 0, simulated.tail()
+    assert submitted.finished(400) == 0, submitted.tail()
     one, other = net.simulations / method, net.runs / method
     assert same(net.state(one, 1), net.state(other, 1))
     assert same(net.state(net.results / method, 1), net.state(other, 1))

@@ -33,7 +33,7 @@ RUN pip install --quiet --no-deps . && rm -rf build *.egg-info
 # takes the owner of the folder that it is mounted on: these are what docker-compose.yml mounts.
 RUN useradd --uid 10001 --create-home fedlora \
     && install -d -o fedlora -g fedlora -m 700 /state /runs /results /volumes \
-    && cd /volumes && install -d -o fedlora -g fedlora -m 700 ca secret superlink node-1 node-2 node-3 node-4 \
+    && cd /volumes && install -d -o fedlora -g fedlora -m 700 ca secret superlink gate node-1 node-2 node-3 node-4 \
     && install -d -o fedlora -g fedlora public
 USER fedlora
 WORKDIR /home/fedlora

@@ -4,6 +4,7 @@
 
     DIR/ca/ca.key                    signs; nobody else needs it, keep it away from the machines
     DIR/superlink/server.{crt,key}   the superlink's, for the names in $NAMES (by commas)
+    DIR/gate/server.{crt,key}        the gate's, for those in $GATE_NAMES: where nodes look for it
     DIR/secret/superexec             the superlink and the superexec share it
     DIR/NODE/node.key                one a node
     DIR/public/ca.crt, NODE.pub      no secrets: what the others are verified with
@@ -33,9 +34,11 @@ VALID = timedelta(days=365)  # of the superlink's certificate; the authority's: 
 
 def main() -> None:
     root, nodes = Path(sys.argv[1]), sys.argv[2:]
-    names = os.environ.get("NAMES", "superlink,localhost,127.0.0.1").split(",")
+    for part in ("ca", "superlink", "gate", "secret", "public", *nodes):
+        (root / part).mkdir(parents=True, exist_ok=True)
     authority(root / "ca/ca.key", root / "public/ca.crt")
-    server(root, names)
+    server(root, "superlink", os.environ.get("NAMES", "superlink,localhost,127.0.0.1"))
+    server(root, "gate", os.environ.get("GATE_NAMES", "gate,localhost,127.0.0.1"))
     if not (root / "secret/superexec").exists():
         files.write(root / "secret/superexec", secrets.token_hex(32), 0o600)
     for node in nodes:
@@ -65,11 +68,12 @@ def authority(key_file: Path, certificate_file: Path) -> None:
     files.write(certificate_file, made)
 
 
-def server(root: Path, names: list[str]) -> None:
-    """The superlink's key and certificate, unless they are there. Its certificate needs the names
-    as alternative names: clients look at nothing else."""
-    if (root / "superlink/server.crt").exists():
+def server(root: Path, role: str, given: str) -> None:
+    """A server's key and certificate, unless they are there. The certificate needs the names as
+    alternative names: clients look at nothing else."""
+    if (root / role / "server.crt").exists():
         return
+    names = [name.strip() for name in given.split(",") if name.strip()]
     issuer_key = serialization.load_pem_private_key((root / "ca/ca.key").read_bytes(), None)
     issuer = x509.load_pem_x509_certificate((root / "public/ca.crt").read_bytes())
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
@@ -87,8 +91,8 @@ def server(root: Path, names: list[str]) -> None:
         ],
         issuer_key,
     )
-    files.write(root / "superlink/server.key", private(key), 0o600)
-    files.write(root / "superlink/server.crt", made)
+    files.write(root / role / "server.key", private(key), 0o600)
+    files.write(root / role / "server.crt", made)
 
 
 def builder(

@@ -17,14 +17,14 @@ fi
 
 say() { printf '[%4ss] %s\n' "$SECONDS" "$*"; }
 
-export COMPOSE_PROJECT_NAME=fedlora-test-$$ FEDLORA_PORT= # any free port
+export COMPOSE_PROJECT_NAME=fedlora-test-$$ FEDLORA_PORT= FEDLORA_CONTROL_PORT= # any free ports
 export COMPOSE="docker compose --progress quiet"
 
 take_down() {
   local code=$?
   trap - EXIT INT TERM
   [ "$code" = 0 ] || $COMPOSE logs --no-color --tail 40 || true
-  $COMPOSE --profile '*' down --volumes --timeout 3 >/dev/null 2>&1 || true
+  $COMPOSE --profile '*' down --volumes --remove-orphans --timeout 3 >/dev/null 2>&1 || true
   exit "$code"
 }
 trap take_down EXIT

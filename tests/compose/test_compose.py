@@ -14,6 +14,7 @@ USER = "10001"
 SECRETS = {
     "superlink": ("/secret/superexec", "/tls/server.key"),
     "superexec": ("/secret/superexec",),
+    "gate": ("/tls/server.key",),
     **dict.fromkeys(NODES, ("/key/node.key",)),
 }
 
@@ -42,7 +43,7 @@ def test_no_container_is_privileged(first: str) -> None:
     """Every container, those that ran once too, has a user of its own, no capabilities and a
     read-only root; every process in those that run is that user's."""
     containers = stack.inspect(*stack.compose("ps", "--all", "--quiet").split())
-    assert len(containers) >= 9
+    assert len(containers) >= 10
     for found in containers:
         host = found["HostConfig"]
         assert found["Config"]["User"] == "fedlora" and not host["Privileged"], found["Name"]
@@ -69,14 +70,34 @@ def test_secrets_are_with_their_owners_alone(first: str) -> None:
             assert secrets and not any(line in text for line in secrets for text in told)
 
 
-def test_nodes_reach_the_superlink_and_nobody_else() -> None:
-    """No two nodes share a network, and none of a node's networks leads out."""
-    seen = set()
+def test_nodes_reach_the_gate_and_nobody_else() -> None:
+    """No two nodes share a network, none of a node's networks leads out, and the superlink is on
+    none of them."""
+    seen = set(stack.inspect(stack.container("superlink"))[0]["NetworkSettings"]["Networks"])
+    assert len(seen) == 1
     for node in NODES:
         (name,) = stack.inspect(stack.container(node))[0]["NetworkSettings"]["Networks"]
         assert json.loads(stack.run("docker", "network", "inspect", name))[0]["Internal"]
         seen.add(name)
-    assert len(seen) == len(NODES)
+    assert len(seen) == 1 + len(NODES)
+
+
+ASK = """
+import httpx
+try:
+    with httpx.Client(verify="/public/ca.crt", trust_env=False) as client:
+        print(client.post("https://ADDRESS:8000/v1/control/list-runs", content=b"").status_code)
+except httpx.ConnectError:
+    print("not reached")
+"""
+
+
+@pytest.mark.parametrize(("address", "outcome"), [("gate", "403"), ("superlink", "not reached")])
+def test_a_node_cannot_steer(address: str, outcome: str) -> None:
+    """What starts runs and registers keys is refused at the gate, and the superlink is out of
+    reach."""
+    asked = stack.inside("node-1", "python", "-c", ASK.replace("ADDRESS", address))
+    assert asked.strip() == outcome
 
 
 def test_a_run_that_fails_fails_the_driver() -> None:
@@ -91,7 +112,7 @@ def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
     start = (
         "mkdir /tmp/own && cd /tmp/own && fedlora node key node.key && "
         "python /src/deploy/certificates.py /tmp/own >/dev/null; exec fedlora node start "
-        f"--superlink superlink:8000 --root-certificates {request.param} --key node.key "
+        f"--superlink gate:8000 --root-certificates {request.param} --key node.key "
         """--node-config 'client="fifth" data="sentiment" state-dir="/tmp/own/state"'"""
     )
     started = ["run", "--detach", "--no-deps", "--entrypoint", "sh", "node-1", "-c", start]
@@ -107,7 +128,10 @@ def said(id: str) -> str:
 
 @pytest.mark.parametrize(
     ("stranger", "reason"),
-    [("/public/ca.crt", "auth"), ("/tmp/own/public/ca.crt", "certificate")],
+    [
+        ("/public/ca.crt", "failed to activate supernode"),
+        ("/tmp/own/public/ca.crt", "certificate_verify_failed"),
+    ],
     indirect=["stranger"],
     ids=["unregistered key", "another authority"],
 )

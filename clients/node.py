@@ -124,16 +124,14 @@ def start(
     config = state / "node.toml"
     given = {**node_config, "state-dir": str(state)}
     files.write(config, tomli_w.dumps(given), mode=0o600)
-    supernode = Path(sys.executable).with_name("flower-supernode")
-    if not supernode.is_file():
-        raise UserError(f"there is no {supernode}: install fedlora with its dependencies")
     command = [
-        *("flower-supernode", "--isolation=subprocess", "--host=127.0.0.1"),
+        *(sys.executable, "-P", "-m", "clients.supernode"),
+        *("--isolation=subprocess", "--host=127.0.0.1"),
         *(f"--port={port or free_port()}", f"--node-config={config}", *superlink.options()),
     ]
     if health:
         command.append(f"--health-server-address=127.0.0.1:{health}")
-    os.execve(supernode, command, environment(state))
+    os.execve(sys.executable, command, environment(state))
 
 
 def make_state(folder: Path) -> Path:

@@ -37,14 +37,15 @@ class Greeter:
         until = time.monotonic() + run.deadline
         self._greeted -= self._silent  # who did not answer is asked again, once a round
         self._silent = set()
+        waiting = False
         while True:
             nodes = set(self.grid.get_node_ids())
             # Who is gone goes first: a client that restarted comes back as another node.
             for client in [c for c, n in self.roster.nodes.items() if n not in nodes]:
                 del self.roster.nodes[client]
                 self._new.pop(client, None)
-            self._hello(sorted(nodes - self._greeted))
-            self._greeted = nodes
+            lost = self._hello(sorted(nodes - self._greeted))
+            self._greeted = nodes - lost
             there = len(self.roster.nodes)
             if there >= need:
                 for client in sorted(self._new):
@@ -56,17 +57,23 @@ class Greeter:
                     "run.clients_per_round, run.min_replies or run.min_clients, or bring in more "
                     "clients"
                 )
+            if not waiting:
+                waiting = True
+                self.observer.note(f"waiting for {need} clients: {there} can take part so far")
             time.sleep(PAUSE)
 
-    def _hello(self, nodes: list[int]) -> None:
+    def _hello(self, nodes: list[int]) -> set[int]:
         """Tell nodes what the run is and ask who they are; those that cannot say or disagree are
-        named and left out."""
+        named and left out. Returns those that were lost on the way, to be asked again."""
         deadline = self.resident.config.run.deadline
         exchange = Exchange(self.grid, deadline)
         run = Parcel(agreement.known(self.resident))
         exchange.push(message(run, node, "query", "0", deadline) for node in nodes)
         said: dict[int, dict[str, Any]] = {}
+        lost: set[int] = set()
         for answer in exchange.answers():
+            if answer.lost:
+                lost.add(answer.node)
             if answer.parcel is None:
                 self._silent.add(answer.node)
                 self.observer.note(f"a node does not say who it is: {answer.reason}")
@@ -82,3 +89,4 @@ class Greeter:
             else:
                 self.roster.nodes[facts["client"]] = node
                 self._new[facts["client"]] = facts
+        return lost

@@ -109,7 +109,8 @@ def test_the_supernode_is_given_all_that_was_said(
     monkeypatch.chdir(tmp_path)
     given = {"client": 'it\'s "one"', "state-dir": "state", "max-payload": 2.5}
     now = started(given, Superlink("host:8000", certificate, key), port=4321, health=4322)
-    monkeypatch.setattr("sys.argv", now.command)
+    assert now.command[1:4] == ["-P", "-m", "clients.supernode"]
+    monkeypatch.setattr("sys.argv", now.command[3:])
     args = supernode._parse_args_run_supernode().parse_args()
     assert (args.superlink, args.insecure, args.isolation) == ("host:8000", False, "subprocess")
     assert (args.host, args.port) == ("127.0.0.1", 4321)

@@ -161,6 +161,22 @@ def test_who_did_not_answer_is_asked_again(nodes):
     assert grid.asked == [1, 2, 2]
 
 
+def test_who_was_lost_is_asked_again_while_the_run_waits(world, tmp_path):
+    """A node that went away over the question and is back is not waited for until the deadline."""
+    resident = federate(world, tmp_path, "fedit", run__rounds=1, run__min_clients=2).resident
+
+    class Back(Nodes):
+        def get_node_ids(self):
+            self.silent = set() if 2 in self.asked else {2}
+            return super().get_node_ids()
+
+    grid = Back({**resident.identity, "version": fedlora.__version__}, {1: "a", 2: "b"})
+    greeter = Greeter(grid, resident, Roster(), Watch())
+    greeter.greet()
+    assert greeter.roster.present() == ["a", "b"]
+    assert grid.asked == [1, 2, 2]
+
+
 def test_a_roster_is_restored_and_shares_manifests():
     """What many clients hold is written once, so that ten thousand cost little."""
     manifest = {f"layer.{i}.A": (f"{i:032x}", [4, 32]) for i in range(50)}
@@ -209,6 +225,7 @@ def test_round_1_waits_for_enough_clients_and_counts_them_by_name(world, tmp_pat
     greeter = Greeter(grid, resident, Roster(), Watch())
     greeter.greet()
     assert {id: m.index for id, m in greeter.roster.members.items()} == {"a": 0, "b": 1}
+    assert greeter.observer.notes == ["waiting for 2 clients: 1 can take part so far"]
 
 
 def test_who_goes_before_round_1_is_no_member(nodes):

@@ -74,6 +74,11 @@ def server(root: Path, role: str, given: str) -> None:
     if (root / role / "server.crt").exists():
         return
     names = [name.strip() for name in given.split(",") if name.strip()]
+    if not (root / "ca/ca.key").exists():
+        sys.exit(
+            f"error: {root}/public/ca.crt is there but not its key, {root}/ca/ca.key: put the "
+            f"{role}'s own certificate into {root}/{role}, or remove ca.crt to begin anew"
+        )
     issuer_key = serialization.load_pem_private_key((root / "ca/ca.key").read_bytes(), None)
     issuer = x509.load_pem_x509_certificate((root / "public/ca.crt").read_bytes())
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)

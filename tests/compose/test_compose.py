@@ -102,8 +102,8 @@ def test_a_node_cannot_steer(address: str, outcome: str) -> None:
 
 def test_a_run_that_fails_fails_the_driver() -> None:
     """A model that is not there: the driver says so and does not exit 0."""
-    code, printed = stack.ended(stack.driver("run.name=failing", "model.name=no/such-model"))
-    assert code == 1 and "no/such-model" in printed
+    code, printed = stack.ended(stack.driver("run.name=failing", "model.name=/no/such/model"))
+    assert code == 1 and "/no/such/model" in printed
 
 
 @pytest.fixture

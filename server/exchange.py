@@ -1,5 +1,6 @@
 """Messages out and replies in, each wait with a deadline."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from flwr.serverapp import Grid
 from fedlora import wire
 from fedlora.wire import Parcel, WireError
 
+log = logging.getLogger("fedlora.server")
 LOST = {
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -62,8 +64,13 @@ class Exchange:
                 yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
             replies = list(self.grid.pull_messages(list(self._open)))
             for reply in replies:
-                node = self._open.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
+                about = reply.metadata
+                node = self._open.pop(about.reply_to_message_id, None)
+                if node is None:
+                    log.warning("node %d: a reply that nobody waits for", about.src_node_id)
+                elif node != about.src_node_id:
+                    yield Answer(node, None, "another node answered in its place", malformed=True)
+                else:
                     yield _answer(node, reply)
             pause = FASTEST if replies else min(2 * pause, SLOWEST)
             if time.monotonic() > self.until:

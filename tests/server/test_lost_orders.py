@@ -1,4 +1,5 @@
-"""What is lost on its way is asked for once more; what nobody asked for is refused."""
+"""What is lost on its way is asked for once more; what nobody asked for, or another sent, is
+refused."""
 
 import torch
 from flwr.app import Error, Message
@@ -72,3 +73,30 @@ def test_tensors_that_nobody_asked_for_are_refused(world, tmp_path):
     ran = federate(world, tmp_path, "fedit", grid=grid)
     assert (2, "evaluate", "films", "it sends tensors, which nobody asked for") in ran.watch.reasons
     assert ran.row(2, "films")["score"] is None
+
+
+def test_an_update_that_is_sent_again_counts_once(world, tmp_path, caplog):
+    """A replay changes nothing; the log has a line of it."""
+
+    def replayed(reply):
+        about = reply.metadata
+        of_films = (about.message_type, about.src_node_id) == ("train", FILMS)
+        return [reply, reply] if of_films else reply
+
+    once = federate(world, tmp_path / "once", "fedex")
+    ran = federate(world, tmp_path, "fedex", grid=Meddler(replayed))
+    assert same(ran.state(3), once.state(3))
+    assert "node 2: a reply that nobody waits for" in caplog.messages
+
+
+def test_nobody_answers_for_another(world, tmp_path):
+    """A reply counts only from the node that was asked."""
+
+    def foreign(reply):
+        about = reply.metadata
+        if (about.message_type, about.src_node_id, about.group_id) == ("train", FILMS, "2"):
+            about.__dict__["_src_node_id"] = 3
+        return reply
+
+    ran = federate(world, tmp_path, "fedex", grid=Meddler(foreign))
+    assert ran.row(2)["dropped"] == {"films": "another node answered in its place"}

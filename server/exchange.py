@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora import wire
@@ -68,7 +68,7 @@ class Exchange:
                 node = self._open.pop(about.reply_to_message_id, None)
                 if node is None:
                     log.warning("node %d: a reply that nobody waits for", about.src_node_id)
-                elif node != about.src_node_id:
+                elif about.src_node_id not in _may_answer(node, reply):
                     yield Answer(node, None, "another node answered in its place", malformed=True)
                 else:
                     yield _answer(node, reply)
@@ -79,6 +79,11 @@ class Exchange:
                     yield Answer(node, None, "no reply before the deadline")
             elif not replies and self._open:
                 time.sleep(pause)
+
+
+def _may_answer(node: int, reply: Message) -> set[int]:
+    """Whose reply counts: that of the node itself, or the superlink's word that there is none."""
+    return {node, SUPERLINK_NODE_ID} if reply.has_error() else {node}
 
 
 def _answer(node: int, reply: Message) -> Answer:

@@ -3,7 +3,7 @@ refused."""
 
 import torch
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from tests.federation import Meddler, federate, meddled, same
 
@@ -19,7 +19,10 @@ def lost(times, code=ErrorCode.CLIENT_APP_CRASHED):
         if (about.message_type, about.src_node_id, about.group_id) != ("train", FILMS, "2"):
             return reply
         left[0] -= 1
-        return reply if left[0] < 0 else Message(Error(code, "it ended"), metadata=about)
+        if left[0] < 0:
+            return reply
+        about.__dict__["_src_node_id"] = SUPERLINK_NODE_ID  # which tells of it
+        return Message(Error(code, "it ended"), metadata=about)
 
     return Meddler(meddle)
 

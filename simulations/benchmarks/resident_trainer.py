@@ -50,10 +50,10 @@ class Clocked(FedIT):
         note = Path(os.environ["FEDLORA_CLOCK"]) / f"{round.number}"
 
         def noted(*_: Any) -> None:
-            handle.remove()
-            note.write_text(str(time.time()))
+            if not note.exists():
+                note.write_text(str(time.time()))
 
-        handle = register_optimizer_step_pre_hook(noted)
+        register_optimizer_step_pre_hook(noted)  # one more a round: nothing beside a step
         return super().trains(round)
 
 
@@ -155,6 +155,8 @@ def run(app: str, config: Config, folder: Path, name: str) -> dict[str, list[flo
         raise SystemExit(f"{logs}\nthe run ended as {status.text}: {status.details}")
     rows = report.rounds_of(report.load(folder / "runs" / name / "metrics.jsonl"))
     later = [row for row in rows if row["round"] > 1]
+    if any(row["failed"] or row["dropped"] for row in later):
+        raise SystemExit(f"the client was missing in a round: {later}")
     steps = [float((folder / "clock" / str(row["round"])).read_text()) for row in later]
     return {
         "first step": [step - arrivals.before(step) for step in steps],

@@ -1,10 +1,12 @@
 """What is measured of the resident trainer is what is said."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
 
 from fedlora.strategy import Round
 from simulations.benchmarks import resident_trainer
@@ -19,7 +21,6 @@ def test_the_first_step_of_a_round_is_noted(
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     parameter.grad = torch.ones(2)
-    hooks = torch.optim.optimizer._global_optimizer_pre_hooks
     before = set(hooks)
     try:
         for number in (1, 2):
@@ -48,7 +49,7 @@ def test_the_table_has_medians_and_what_was_saved() -> None:
         naive: {"first step": [6.0, 7.0, 8.0], "round": [20.0]},
         resident: {"first step": [2.0, 2.5, 3.0], "round": [12.0]},
     }
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, record=True, file=StringIO())
     console.print(resident_trainer.table(found))
     text = console.export_text()
     assert "7.00" in text and "2.50" in text and "4.50" in text and "8.00" in text

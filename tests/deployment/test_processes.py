@@ -1,5 +1,6 @@
 """Processes that are killed: what ended is started again, and nothing of the run is lost."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from tests.federation import same
 pytestmark = pytest.mark.deployment
 
 HELD = "held:HeldFedEx"
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_held(net: Net) -> Iterator[None]:
+    """After a test, whatever became of it."""
+    yield
+    for node in net.nodes.values():
+        for file in node.hold.iterdir():
+            file.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,7 @@ def completed(net: Net, role: Role, name: str, undisturbed: Tensors) -> None:
 def test_a_killed_client_process_costs_nothing(net: Net, undisturbed: Tensors) -> None:
     """Its order is sent once more, and the run ends in the same bits."""
     role, held = submitted(net, "clientapp", "books")
-    net.nodes["books"].kill_one("flwr-clientapp")
+    net.nodes["books"].kill_one("clients.guard")  # in the place of flwr-clientapp
     held.unlink()
     completed(net, role, "clientapp", undisturbed)
     assert "books is asked once more" in net.logged("clientapp")

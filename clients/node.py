@@ -193,5 +193,6 @@ def environment(state: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A port of loopback that nobody has at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -11,7 +11,6 @@ trainer is started.
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from rich.table import Table
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import strategies
+from clients.node import free_port
 from fedlora import report, settings
 from fedlora.config import Config
 from fedlora.data import load
@@ -167,7 +167,7 @@ def run(app: str, config: Config, folder: Path, name: str) -> dict[str, list[flo
 def measure(rounds: int, repeats: int, folder: Path) -> dict[str, dict[str, list[float]]]:
     """Seconds by app and what was measured."""
     world(folder)
-    port, own = _port(), _port()
+    port, own = free_port(), free_port()
     for made in ("flwr", "clock", "runs", "state"):
         (folder / made).mkdir(mode=0o700)
     (folder / "flwr" / "config.toml").write_text(
@@ -217,11 +217,6 @@ def table(found: dict[str, dict[str, list[float]]]) -> Table:
         cells = [f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})" for s in spreads]
         made.add_row(what, *cells, f"{spreads[0].median - spreads[1].median:.2f}")
     return made
-
-
-def _port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import threading
@@ -98,11 +97,6 @@ class Role:
     def kill_one(self, word: str) -> None:
         """End those of its processes whose command line has the word in it."""
         end(wait_for(f"a process {word}", lambda: marked(self.mark, word), 30))
-
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        assert self._process
-        os.kill(self._process.pid, signal.SIGINT)
 
     def said(self, text: str) -> bool:
         return text in self.text()

@@ -190,6 +190,7 @@ def measure(rounds: int, repeats: int, folder: Path) -> dict[str, dict[str, list
         "state-dir": str(folder / "state"),
         "methods": config.method,
         "threads": 1,
+        "idle": 60,  # the trainer outlives its node, and then ends by itself
     }
     words = " ".join(f"{key}={json.dumps(value)}" for key, value in owner.items())
     found: dict[str, dict[str, list[float]]] = {

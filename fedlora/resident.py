@@ -92,7 +92,13 @@ class Resident:
         """Tokenised rows: a client's 'train' or 'heldout', the server's 'test' or 'public'."""
         if split in ("test", "public"):
             return self.task.encode(getattr(self.federation, split))
-        return self.task.encode(getattr(self.federation, split)(client))
+        owned = self.federation.trained if split == "train" else self.federation.held
+        return self._table.select(owned[client])
+
+    @cached_property
+    def _table(self) -> Any:
+        """Every row of the pool, tokenised."""
+        return self.task.encode(self.federation.rows)
 
     def _rows_digest(self, client: str, split: str) -> str:
         """SHA-256 of a client's 'train' or 'heldout' rows."""

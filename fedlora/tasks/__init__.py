@@ -32,8 +32,8 @@ class Score:
 
 
 class Task(Protocol):
-    """What training and evaluation ask of a task. Encoded rows are the task's own affair; they
-    have a `len`, the number of rows."""
+    """What training and evaluation ask of a task. What encoded rows are is the task's own affair;
+    they have what `fedlora.tasks.encoded.Encoded` has: a `len`, `length`, `select` and `joined`."""
 
     type: str  # PEFT's name of the task
     labels: Sequence[str]

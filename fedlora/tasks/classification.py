@@ -1,15 +1,14 @@
 """One label a text, by a linear head on a pretrained model.
 
-Shapes: b rows of a batch, t tokens of its longest row (padded), n rows in all, c labels.
+Shapes: b rows of a batch, t tokens of its longest row (padded), c labels.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -21,24 +20,9 @@ from fedlora.errors import UserError
 from fedlora.models import locate, quiet
 from fedlora.streams import forked
 from fedlora.tasks import Score
+from fedlora.tasks.encoded import Encoded
 
 MULTIPLE = 8  # rows are padded to a multiple of it, which kernels like
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """n tokenised rows end to end: row i is tokens starts[i] to starts[i + 1]."""
-
-    inputs: dict[str, Tensor]  # the model's inputs by name, each (tokens in all,) int32
-    starts: list[int]  # (n + 1)
-    labels: Tensor  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def length(self, row: int) -> int:
-        """The tokens of a row."""
-        return self.starts[row + 1] - self.starts[row]
 
 
 class Classification:
@@ -94,14 +78,17 @@ class Classification:
                 name: torch.tensor([x for row in table for x in row], dtype=torch.int32)
                 for name, table in inputs.items()
             },
-            starts=list(accumulate(lengths, initial=0)),
+            starts=np.cumsum([0, *lengths], dtype=np.int64),
             labels=torch.tensor(columns["label"], dtype=torch.int64),
+            rows=np.arange(len(lengths)),
         )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""
-        rows = [slice(encoded.starts[i], encoded.starts[i + 1]) for i in indices]
-        lengths = torch.tensor([encoded.length(i) for i in indices])
+        rows = encoded.rows[list(indices)]
+        starts, ends = encoded.starts[rows], encoded.starts[rows + 1]
+        spans = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        lengths = torch.from_numpy(ends - starts)
         width = int(lengths.max() + MULTIPLE - 1) // MULTIPLE * MULTIPLE
         # Past max_length the model may have no positions. Padding is on the right, where it
         # moves no token's position.
@@ -110,11 +97,11 @@ class Classification:
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
-        batch = {"labels": encoded.labels[list(indices)]}
+        batch = {"labels": encoded.labels[torch.from_numpy(rows)]}
         for name, tokens in encoded.inputs.items():
-            padded = torch.full(kept.shape, padding.get(name, 0))
-            padded[kept] = torch.cat([tokens[row] for row in rows]).long()
-            batch[name] = padded
+            filled = torch.full(kept.shape, padding.get(name, 0))
+            filled[kept] = torch.cat([tokens[span] for span in spans]).long()
+            batch[name] = filled
         return batch
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -2,11 +2,13 @@
 
 A tensor crosses as its raw little-endian bytes with its dtype and shape beside them, since numpy's
 format knows no bfloat16 and costs 128 bytes a tensor. Nothing is unpickled; what arrives is checked
-against its own header before a byte is read.
+against its own header before a byte is read. An fp32 tensor that arrives is a view of the message's
+own bytes, since to copy an update costs more than to add it to a mean: nobody may write into it.
 """
 
 import math
 import sys
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,6 +23,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 assert sys.byteorder == "little", "tensors cross the wire as little-endian bytes"
+# Torch has no read-only tensors and says so, once, of a view of a message's bytes.
+warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 Facts = dict[str, Any]  # int, float, str, bool, bytes or a list of one of them
@@ -66,13 +70,13 @@ def pack(parcel: Parcel) -> RecordDict:
 
 
 def unpack(content: RecordDict) -> Parcel:
-    """Flower's records as a parcel, without metrics that are no finite number. Raises WireError
-    naming the record or the tensor that is malformed."""
+    """Flower's records as a parcel in fp32, without metrics that are no finite number. Raises
+    WireError naming the record or the tensor that is malformed."""
     arrays = _record(content, "tensors", ArrayRecord)
     metrics = _record(content, "metrics", MetricRecord)
     return Parcel(
         facts=dict(_record(content, "facts", ConfigRecord)),
-        tensors={name: _tensor(name, array) for name, array in arrays.items()},
+        tensors=_tensors(arrays),
         metrics={
             k: float(v)
             for k, v in metrics.items()
@@ -80,6 +84,17 @@ def unpack(content: RecordDict) -> Parcel:
         },
         received=sum(len(array.data) for array in arrays.values()),
     )
+
+
+def _tensors(arrays: ArrayRecord) -> Tensors:
+    tensors: Tensors = {}
+    seen: set[int] = set()
+    for name, array in arrays.items():
+        tensor, data = _tensor(name, array), id(array.data)
+        # Flower sends equal arrays once, and here they may be one object: each name has its own.
+        tensors[name] = tensor.clone() if data in seen else tensor
+        seen.add(data)
+    return tensors
 
 
 def _tensor(name: str, array: Array) -> torch.Tensor:
@@ -91,7 +106,7 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
         raise WireError(f"{name} has {len(array.data)} bytes, which is not {array.shape} {dtype}")
     if count == 0:
         return torch.zeros(array.shape)
-    return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape).float()
+    return torch.frombuffer(array.data, dtype=dtype).view(array.shape).float()
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:

@@ -1,11 +1,12 @@
 """Updates of a round as they arrive: folded in the clients' order, or listed for the method.
 
 Sums in floating point depend on their order, so an update that comes before its turn waits on
-disk. A linear method thus needs one accumulator and one update in memory, whatever their number.
+disk, and one that comes in its turn is folded in from where it was received. A linear method thus
+needs one accumulator and one update in memory, whatever their number.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -19,25 +20,37 @@ from fedlora.tensors import Tensors
 
 @dataclass(frozen=True)
 class Arrival:
-    """An accepted update on disk, its share still unnormalised."""
+    """An accepted update, its share still unnormalised; `path` is its file while it has one."""
 
     client: Client
-    path: Path
-    sent: Tensors
+    path: Path | None
     share: float
     metrics: Mapping[str, float]
 
 
 class Inbox:
-    """Collects one round's accepted updates."""
+    """Collects one round's accepted updates.
+
+    Args:
+        turns: the clients that were asked, in the order that updates are folded or listed in.
+        folder: for the files of updates that wait.
+        keep: whether every update has a file until `clear`, a folded one too.
+    """
 
     def __init__(
-        self, strategy: Strategy, state: Tensors, round: Round, turns: Sequence[str], folder: Path
+        self,
+        strategy: Strategy,
+        state: Tensors,
+        round: Round,
+        turns: Sequence[str],
+        folder: Path,
+        keep: bool,
     ) -> None:
         self._strategy, self._state, self._round = strategy, state, round
         self._turns = list(turns)  # clients still to be folded, in order
-        self._folder = folder
+        self._folder, self._keep = folder, keep
         self._out: set[str] = set()  # clients that will send nothing usable
+        self._sent: dict[str, Tensors] = {}  # of those whose update waits
         self._mean = Mean()
         self.arrivals: dict[str, Arrival] = {}
 
@@ -49,10 +62,18 @@ class Inbox:
         share: float,
         metrics: Mapping[str, float],
     ) -> None:
-        """Take an update that passed the screening."""
-        path = self._folder / f"arrived-{len(self.arrivals):06d}.safetensors"
-        save(tensors, path)
-        self.arrivals[client.id] = Arrival(client, path, sent, share, metrics)
+        """Take an update that passed the screening. Its tensors are read, and not held."""
+        now = is_linear(self._strategy) and self._turns[:1] == [client.id]
+        path = None
+        if self._keep or not now:
+            path = self._folder / f"arrived-{len(self.arrivals):06d}.safetensors"
+            save(tensors, path)
+        self.arrivals[client.id] = Arrival(client, path, share, metrics)
+        if now:
+            self._turns.pop(0)
+            self._add(Update(client, tensors, sent, share, metrics))
+        else:
+            self._sent[client.id] = sent
         self._fold()
 
     def refuse(self, client: str) -> None:
@@ -76,24 +97,33 @@ class Inbox:
     def clear(self) -> None:
         """Remove the files, once the state has taken them in."""
         for arrival in self.arrivals.values():
-            arrival.path.unlink()
+            if arrival.path:
+                arrival.path.unlink()
 
     def _fold(self) -> None:
+        """Fold in those whose turn has come while they waited."""
         if not is_linear(self._strategy):
             return
         while self._turns and (self._turns[0] in self._out or self._turns[0] in self.arrivals):
             if (id := self._turns.pop(0)) in self._out:
                 continue
             arrival = self.arrivals[id]
-            update = self._update(arrival, arrival.share)
-            placed = guard.called(self._strategy, "place", update, self._state, self._round)
-            guard.changes(self._strategy, "place", placed, self._state)
-            self._mean.add(guard.checked(self._strategy, "place", placed), arrival.share)
+            self._add(self._waiting(arrival, arrival.share))
+            del self._sent[id]
+            if arrival.path and not self._keep:
+                arrival.path.unlink()
+                self.arrivals[id] = replace(arrival, path=None)
+
+    def _add(self, update: Update) -> None:
+        placed = guard.called(self._strategy, "place", update, self._state, self._round)
+        guard.changes(self._strategy, "place", placed, self._state)
+        self._mean.add(guard.checked(self._strategy, "place", placed), update.weight)
 
     def _updates(self) -> list[Update]:
         weights = self.weights()
-        return [self._update(self.arrivals[i], weights[i]) for i in self._turns if i in weights]
+        return [self._waiting(self.arrivals[i], weights[i]) for i in self._turns if i in weights]
 
-    def _update(self, arrival: Arrival, weight: float) -> Update:
-        tensors = load_file(arrival.path)
-        return Update(arrival.client, tensors, arrival.sent, weight, arrival.metrics)
+    def _waiting(self, arrival: Arrival, weight: float) -> Update:
+        assert arrival.path
+        client, metrics = arrival.client, arrival.metrics
+        return Update(client, load_file(arrival.path), self._sent[client.id], weight, metrics)

@@ -150,7 +150,8 @@ class Coordinator:
     def _train(self, phase: Phase, clients: list[str], number: int, aside: Path) -> Outcome:
         self.observer.phase(number, "train", len(clients))
         round = self._at(number, "train")
-        outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside))
+        keep = self.config.run.keep == "updates"
+        outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep))
         for reply in phase.run(clients, self.state, round):
             reason = reply.reason or self._fault(phase, reply, round)
             metrics = reply.parcel.metrics if reply.parcel else {}
@@ -237,6 +238,7 @@ class Coordinator:
         for id, sent in phase.sent.items():
             save(sent.view, aside / f"sent-{quote(id, safe=' ')}.safetensors")
         for id, arrival in inbox.arrivals.items():
+            assert arrival.path  # as each has one where updates are kept
             client = arrival.client
             facts = {"weight": weights[id], "rank": client.rank, "scale": client.scale}
             metadata = {"client": id} | {k: str(v) for k, v in facts.items()}

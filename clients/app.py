@@ -40,6 +40,8 @@ def resident(context: Context) -> Resident:
             tree = settings.from_flat(given)
             known = strategies.settings()
             made = Resident(*settings.resolve(tree, strategies.load, ignore=known))
+            if "state-dir" in context.node_config:  # of processes of one simulation
+                made.share(state_dir(context.node_config))
         _resident.clear()
         _resident[key] = made
     return _resident[key]

@@ -4,7 +4,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
 
 from fedlora import data, tasks
 from fedlora.adapters import Adapter
@@ -14,6 +19,7 @@ from fedlora.errors import MethodError, UserError
 from fedlora.models import digest, tokenizer_digest
 from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
+from fedlora.tasks import table
 from fedlora.tensors import Tensors
 
 
@@ -88,17 +94,34 @@ class Resident:
             "tokenizer": tokenizer_digest(self.task.tokenizer),
         }
 
+    def share(self, folder: Path) -> None:
+        """Have the clients' rows, as tokens, in a file of this folder, which processes that do so
+        too share. For a simulation: nobody's rows are to be on disk in another form."""
+        key = table.key(self.task, self._pool)
+        self._table = table.mapped(folder, key, lambda: self._table)
+        self.encoded.cache_clear()
+
     def _encoded(self, client: str, split: str) -> Any:
         """Tokenised rows: a client's 'train' or 'heldout', the server's 'test' or 'public'."""
         if split in ("test", "public"):
             return self.task.encode(getattr(self.federation, split))
         owned = self.federation.trained if split == "train" else self.federation.held
-        return self._table.select(owned[client])
+        return self._table.select(np.searchsorted(self._owned, owned[client]))
 
     @cached_property
     def _table(self) -> Any:
-        """Every row of the pool, tokenised."""
-        return self.task.encode(self.federation.rows)
+        """Every row that a client owns, tokenised."""
+        return self.task.encode(self._pool)
+
+    @property
+    def _pool(self) -> Dataset:
+        return self.federation.rows.select(self._owned)
+
+    @cached_property
+    def _owned(self) -> NDArray[np.int64]:
+        """The rows that clients own, in the pool's order, which is that of the table."""
+        owned = [*self.federation.trained.values(), *self.federation.held.values()]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *owned]))
 
     def _rows_digest(self, client: str, split: str) -> str:
         """SHA-256 of a client's 'train' or 'heldout' rows."""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -11,6 +11,7 @@ import strategies
 from clients import participant
 from clients.channel import state_dir
 from clients.owner import Refused, flat, owner_of
+from clients.passes import Talk, conclude
 from clients.query import gradients, hello
 from clients.store import Store
 from fedlora import settings, wire
@@ -86,50 +87,76 @@ def query_gradients(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: _ordered(participant.train, parcel, context))
+    return together([(message, context)])[0]
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: _ordered(participant.evaluate, parcel, context))
+    return together([(message, context)])[0]
 
 
 def _allowed(context: Context, round: int = 0) -> str:
     """The client's id, where its owner allows a round of the run on its rows. Raises UserError."""
     client, own = client_id(context), resident(context)
     if owner := owner_of(context.node_config):
-        owner.allow_rows(own.config, own.federation.examples[client], round)
+        owner.allow_rows(own.config, len(own.federation.trained[client]), round)
     return client
 
 
+def together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+    """The replies to orders, all to train or all to evaluate, of one run: clients of this process
+    that share passes through the model."""
+    works = {"train": participant.train, "evaluate": participant.evaluate}
+    try:
+        shared = resident(asked[0][1])
+        names = tuple(client_id(context) for _, context in asked)
+    except Exception as e:
+        parcels = [_excuse(e) for _ in asked]
+    else:
+        orders = [(works[m.metadata.message_type], m, context) for m, context in asked]
+        parcels = conclude(shared, [_ordered(*order, names) for order in orders], _excuse)
+    return [
+        Message(wire.pack(parcel), reply_to=message)
+        for parcel, (message, _) in zip(parcels, asked, strict=True)
+    ]
+
+
 def _ordered(
-    work: Callable[[Resident, Store, Order, Parcel], Parcel], parcel: Parcel, context: Context
-) -> Parcel:
+    work: Callable[[Resident, Store, Order, Parcel, tuple[str, ...]], Talk],
+    message: Message,
+    context: Context,
+    peers: tuple[str, ...],
+) -> Talk:
+    parcel = wire.unpack(message.content)
     order = Order.read(parcel.facts)
     client = _allowed(context, order.round)
     if order.client != client:
         return answer("error", f"the order is for {order.client}, not for {client}")
     root = state_dir(context.node_config).expanduser()
     store = Store(root, order.experiment, order.client)
-    return work(resident(context), store, order, parcel)
+    return (yield from work(resident(context), store, order, parcel, peers))
 
 
 def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
-    """Run the work; what goes wrong is told to the server in words, and logged here in full. In a
-    private run those words, which might quote a row, stay here; a method's mistakes, which it makes
-    over tensors, and what an owner refuses are told all the same."""
+    """The reply to a question, or what went wrong."""
     try:
         parcel = work(wire.unpack(message.content))
-    except MethodError as e:
-        parcel = answer("wrong", str(e))
-    except Refused as e:
-        log.error("refused: %s", e)
-        parcel = answer("error", str(e))
     except Exception as e:
-        known = isinstance(e, UserError)
-        log.error("this client could not answer: %s", e, exc_info=not known)
-        if any(r.config.privacy.on for r in _resident.values()):
-            parcel = answer("error", f"{type(e).__name__}: its own log says more")
-        else:
-            parcel = answer("error", str(e) if known else f"{type(e).__name__}: {e}")
+        parcel = _excuse(e)
     return Message(wire.pack(parcel), reply_to=message)
+
+
+def _excuse(e: Exception) -> Parcel:
+    """What went wrong is told to the server in words, and logged here in full. In a private run
+    those words, which might quote a row, stay here; a method's mistakes, which it makes over
+    tensors, and what an owner refuses are told all the same."""
+    if isinstance(e, MethodError):
+        return answer("wrong", str(e))
+    if isinstance(e, Refused):
+        log.error("refused: %s", e)
+        return answer("error", str(e))
+    known = isinstance(e, UserError)
+    log.error("this client could not answer: %s", e, exc_info=None if known else e)
+    if any(r.config.privacy.on for r in _resident.values()):
+        return answer("error", f"{type(e).__name__}: its own log says more")
+    return answer("error", str(e) if known else f"{type(e).__name__}: {e}")

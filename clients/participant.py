@@ -2,11 +2,12 @@
 
 import math
 import time
+from dataclasses import replace
 
 import torch
-from torch import nn
 
 from clients import private
+from clients.passes import Fit, Fitted, Rate, Talk
 from clients.store import Missing, Store
 from fedlora import views
 from fedlora.errors import MethodError
@@ -15,35 +16,46 @@ from fedlora.orders import Order, answer
 from fedlora.privacy.budget import Spent
 from fedlora.privacy.central import clipped
 from fedlora.resident import Resident
+from fedlora.stacking import Member
 from fedlora.strategy import Round, stays
 from fedlora.tensors import Tensors, select
-from fedlora.training import train as fit
+from fedlora.training import Trained
 from fedlora.wire import Parcel, encode
 
 
-def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Parcel:
-    """One round of local training; the reply carries what the method uploads."""
-    started = time.monotonic()
+def train(
+    resident: Resident, store: Store, order: Order, parcel: Parcel, peers: tuple[str, ...]
+) -> Talk:
+    """One round of local training; the reply carries what the method uploads.
+
+    Args:
+        peers: the clients that are asked together with this one, and may share its passes.
+    """
     adapter, strategy = resident.adapter, resident.strategy
     try:
-        tensors = _assemble(resident, store, order, parcel)
+        tensors = _assemble(store, order, parcel)
     except Missing as e:
         return answer("stale", str(e), lost=e.what)
     round, client = _round(resident, order), order.as_client()
     trains = called(strategy, "trains", round) & adapter.parts
-    if not (parameters := adapter.trainable(trains)):
+    member = _member(resident, order, tensors, "train")
+    before = select(member.tensors, trains)
+    if not before:
         where = f"{type(strategy).__name__}.trains"
         raise MethodError(f"{where} leaves nothing to train in round {order.round}")
-    before = adapter.read(trains)
     privacy = resident.config.privacy
     try:
         if privacy.local:
-            metrics = private.train(resident, store, order, tensors, trains)
+            after, metrics = yield from private.train(
+                resident, store, order, tensors, member, trains, peers
+            )
         else:
-            metrics = _fit(resident, order, parameters)
+            fitted: Fitted = yield Fit(member, trains)
+            assert isinstance(fitted.told, Trained)
+            after, metrics = fitted.tensors, {"loss": fitted.told.loss}
+            metrics["seconds"] = fitted.seconds
     except Spent as e:
         return answer("spent", str(e))
-    after = adapter.read(trains)
     finite = math.isfinite(metrics.get("loss", 0.0))
     if finite and all(torch.equal(before[k], t) for k, t in after.items()):
         return answer("error", "training moved no weight")
@@ -59,53 +71,53 @@ def train(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Par
         upload = clipped(upload, start, privacy.clip)
     reply = answer("ok", round=order.round, experiment=order.experiment)
     reply.tensors = encode(upload, round.wire, strategy.trained)
-    if not privacy.on:
-        metrics["seconds"] = time.monotonic() - started
     reply.metrics = {} if privacy.central else metrics
     return reply
 
 
-def evaluate(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Parcel:
+def evaluate(
+    resident: Resident, store: Store, order: Order, parcel: Parcel, peers: tuple[str, ...]
+) -> Talk:
     """The client's own model on its held-out rows, and on the server's where that is asked.
 
     Under local privacy the first is noised and the second free: the model is private already."""
     started = time.monotonic()
     try:
-        tensors = _assemble(resident, store, order, parcel)
+        tensors = _assemble(store, order, parcel)
     except Missing as e:
         return answer("stale", str(e), lost=e.what)
-    model, task, privacy = resident.adapter.model, resident.task, resident.config.privacy
+    privacy = resident.config.privacy
     reply = answer("ok", round=order.round, experiment=order.experiment)
     if privacy.central:
         return reply
-    if len(rows := resident.encoded(order.client, "heldout")):
-        own = task.evaluate(model, rows)
+    member = _member(resident, order, tensors, "heldout")
+    if len(member.encoded):
+        own = yield Rate(member, "heldout")
         if privacy.local:
-            reply.metrics = private.score(resident, store, order, tensors, own)
+            reply.metrics = private.score(resident, store, order, tensors, own, peers)
         else:
             reply.metrics = {"score": own.score, "rows": float(own.rows)}
     if order.server_rows and len(rows := resident.encoded("", "test")):
-        reply.metrics["global"] = task.evaluate(model, rows).score
+        found = yield Rate(replace(member, encoded=rows), "test")
+        reply.metrics["global"] = found.score
     if not privacy.on:
         reply.metrics["seconds"] = time.monotonic() - started
     return reply
 
 
-def _fit(resident: Resident, order: Order, parameters: list[nn.Parameter]) -> dict[str, float]:
-    """Training without noise; the mean loss over its steps."""
-    fitted = fit(
-        resident.task,
-        resident.adapter.model,
-        parameters,
-        resident.encoded(order.client, "train"),
-        resident.config.train,
+def _member(resident: Resident, order: Order, tensors: Tensors, split: str) -> Member:
+    """The client's whole adapter and its rows: where the view says nothing, what the adapter began
+    with."""
+    return Member(
+        {**resident.adapter.initial(), **tensors},
+        order.scale,
+        resident.encoded(order.client, split),
         (resident.config.run.seed, "train", order.client, order.round),
     )
-    return {"loss": fitted.loss}
 
 
-def _assemble(resident: Resident, store: Store, order: Order, parcel: Parcel) -> Tensors:
-    """Load the client's whole adapter: the view it is to hold, then the parts that are its own.
+def _assemble(store: Store, order: Order, parcel: Parcel) -> Tensors:
+    """The client's adapter: the view that it is to hold, then the parts that are its own.
 
     Raises Missing where its disk lacks what the server builds on."""
     held = store.view(order.basis) if order.basis else {}
@@ -117,9 +129,7 @@ def _assemble(resident: Resident, store: Store, order: Order, parcel: Parcel) ->
         raise Missing("view", f"the view built on {order.basis or 'nothing'} is not the server's")
     own = store.own(order.own) if order.own else {}
     store.keep_view(view, order.tag, order.basis)
-    tensors = {**view, **own}
-    resident.load(tensors, order.scale)
-    return tensors
+    return {**view, **own}
 
 
 def _round(resident: Resident, order: Order) -> Round:

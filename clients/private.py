@@ -10,9 +10,11 @@ sets a cap, what all runs spent of these rows stays below it.
 
 import hashlib
 import json
+from collections.abc import Generator
 
 import torch
 
+from clients.passes import Fit, Fitted, Noise
 from clients.store import Store
 from fedlora import files
 from fedlora.errors import UserError
@@ -22,8 +24,9 @@ from fedlora.privacy.accounting import History, Mechanism
 from fedlora.privacy.budget import Spent, epsilon, pay
 from fedlora.privacy.entropy import generator
 from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.training import train as fit
+from fedlora.privacy.training import Private
 from fedlora.resident import Resident
+from fedlora.stacking import Member
 from fedlora.tasks import Score
 from fedlora.tensors import Tensors
 from fedlora.views import fingerprint, manifest
@@ -32,14 +35,20 @@ TRAINING, SCORES = "privacy.json", "privacy-heldout.json"
 
 
 def train(
-    resident: Resident, store: Store, order: Order, tensors: Tensors, trains: set[str]
-) -> dict[str, float]:
-    """One round of DP-SGD on the loaded adapter. Returns what may be told of it: the budget spent
+    resident: Resident,
+    store: Store,
+    order: Order,
+    tensors: Tensors,
+    member: Member,
+    trains: set[str],
+    peers: tuple[str, ...] = (),
+) -> Generator[Fit, Fitted, tuple[Tensors, dict[str, float]]]:
+    """One round of DP-SGD. Returns the trained tensors and what may be told of it: the budget spent
     so far, and noised statistics of gradients.
 
     Raises Spent where the round would go past the target.
     """
-    config, encoded = resident.config, resident.encoded(order.client, "train")
+    config, encoded = resident.config, member.encoded
     ledger = Ledger(store.path / TRAINING)
     if order.spent:
         sigma, q, known = order.spent
@@ -47,21 +56,14 @@ def train(
     mechanism = ledger.mechanism or ledger.plan(
         plan.client_mechanism(config, len(encoded), order.planned)
     )
-    key = release_key(resident, order, tensors, "train")
+    key = release_key(resident, order, tensors, "train", peers)
     steps = config.train.steps_a_round(len(encoded))
     release = (order.purpose, order.client, order.round)
     _afford(resident, store, ledger, key, steps)
     secret = pay(ledger, config.privacy, key, steps, *release)
-    found = fit(
-        resident.task,
-        resident.adapter,
-        trains,
-        encoded,
-        config.train,
-        config.privacy,
-        mechanism,
-        secret,
-    )
+    fitted = yield Fit(member, trains, Noise(mechanism, secret))
+    found = fitted.told
+    assert isinstance(found, Private)
     told = {
         "epsilon": epsilon(ledger, ledger.history, config.privacy),
         "delta": mechanism.delta,
@@ -71,11 +73,16 @@ def train(
     }
     if found.clipped is not None and found.gradient_norm is not None:
         told |= {"clipped": found.clipped, "gradient_norm": found.gradient_norm}
-    return told
+    return fitted.tensors, told
 
 
 def score(
-    resident: Resident, store: Store, order: Order, tensors: Tensors, own: Score
+    resident: Resident,
+    store: Store,
+    order: Order,
+    tensors: Tensors,
+    own: Score,
+    peers: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """The share of right answers on held-out rows, from a noised count; nothing where no ε is set
     to take the noise from, or where it is spent."""
@@ -88,7 +95,7 @@ def score(
             return {}
         ledger.plan(mechanism)
     try:
-        key = release_key(resident, order, tensors, "heldout")
+        key = release_key(resident, order, tensors, "heldout", peers)
         release = (order.purpose, order.client, order.round)
         _afford(resident, store, ledger, key, 1)
         secret = pay(ledger, resident.config.privacy, key, 1, *release)
@@ -140,10 +147,13 @@ def _pin(resident: Resident, store: Store) -> None:
         )
 
 
-def release_key(resident: Resident, order: Order, tensors: Tensors, split: str) -> str:
-    """A digest of all that a release depends on but its noise: the adapter, the rows, and how they
-    are used. Only where nothing differs may the same noise be used again: on two releases that
-    differ it would show their difference."""
+def release_key(
+    resident: Resident, order: Order, tensors: Tensors, split: str, peers: tuple[str, ...] = ()
+) -> str:
+    """A digest of all that a release depends on but its noise: the adapter, the rows, how they are
+    used, and who shares the passes, as sums are rounded otherwise in other company. Only where
+    nothing differs may the same noise be used again: on two releases that differ it would show
+    their difference."""
     config = resident.config.model_dump(mode="json", exclude={"run", "simulation"})
     facts = [
         order.purpose,
@@ -152,5 +162,6 @@ def release_key(resident: Resident, order: Order, tensors: Tensors, split: str) 
         fingerprint(manifest(tensors)),
         resident.rows_digest(order.client, split),
         config,
+        *([peers] if len(peers) > 1 else []),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

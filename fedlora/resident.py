@@ -16,6 +16,7 @@ from fedlora.adapters import Adapter
 from fedlora.config import Config
 from fedlora.data.owned import own
 from fedlora.errors import MethodError, UserError
+from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
 from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
@@ -74,6 +75,16 @@ class Resident:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(f"device = {self.node.device} cannot be used: {reason}") from None
         return adapter
+
+    @cached_property
+    def most(self) -> int | None:
+        """Padded tokens that one pass may have: what half of the memory of a worker has room for,
+        where other clients' adapters have the rest; None: any number."""
+        memory = self.config.simulation.memory
+        if memory is None:
+            return None
+        rows = self.encoded(self.federation.clients[0], "train")
+        return max(1, int(memory * 1e6 / 2 / token_bytes(self.task, self.adapter, rows)))
 
     def load(self, view: Tensors, scale: float) -> None:
         """A whole adapter: the view, and where it says nothing what the adapter began with, so

@@ -1,14 +1,14 @@
-"""Local training: a plain loop over one client's rows."""
+"""Local training: a plain loop over one client's rows, the oracle of `fedlora.stacking`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedlora import config
+from fedlora import config, pieces
 from fedlora.streams import forked, stream
 from fedlora.tasks import Task
 
@@ -29,25 +29,30 @@ def train(
     encoded: Any,
     settings: config.Train,
     seed: tuple[Any, ...],
+    most: int | None = None,
 ) -> Trained:
     """Train `parameters` in place on a client's rows, with a fresh optimizer.
 
     Args:
         seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
+        most: padded tokens that memory has room for in one pass; None: any number.
     """
     updater = optimizer(parameters, settings)
     total, rows = torch.zeros((), device=parameters[0].device), 0
     steps = 0
+    costs = pieces.costs(total.device, most)
     model.train()
     with forked(*seed, "dropout"):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
-            loss = task.losses(model, task.batch(encoded, indices)).mean()
             updater.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in pieces.cut([encoded.length(i) for i in indices], costs):
+                batch = task.batch(encoded, [indices[i] for i in part])
+                loss = task.losses(model, batch).sum() / len(indices)
+                loss.backward()
+                total += loss.detach()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, settings.clip)
             updater.step()
-            total += loss.detach()
             steps += 1
             rows += len(indices)
     model.eval()
@@ -65,7 +70,7 @@ def batches(rows: int, settings: config.Train, generator: torch.Generator) -> It
         left -= per_epoch
 
 
-def optimizer(parameters: list[nn.Parameter], settings: config.Train) -> torch.optim.Optimizer:
+def optimizer(parameters: Sequence[Tensor], settings: config.Train) -> torch.optim.Optimizer:
     """A fresh optimizer of the configuration's kind."""
     cls = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
     return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -1,9 +1,11 @@
 """Messages out and replies in, each wait with a deadline."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
@@ -38,17 +40,39 @@ def message(parcel: Parcel, node: int, kind: str, group: str, ttl: float) -> Mes
 
 
 class Exchange:
-    """Pushes messages and yields replies as they come; more may be pushed while it runs."""
+    """Pushes messages and yields replies as they come; more may be pushed while it runs.
+
+    A grid may ask for `share` messages in a call, and that no more than a `window` of them be under
+    way: then messages are made when their turn comes, and memory does not grow with their number.
+    """
 
     def __init__(self, grid: Grid, deadline: float) -> None:
         self.grid = grid
         self.until = time.monotonic() + deadline
+        self._share: int = getattr(grid, "share", 1)
+        self._window: float = getattr(grid, "window", math.inf)
         self._open: dict[str, int] = {}
         self._unsent: list[int] = []
+        self._waiting: Iterator[Message] = iter(())
 
     def push(self, messages: Iterable[Message]) -> None:
+        """They are pushed in order, these after the ones that wait."""
+        self._waiting = chain(self._waiting, messages)
+        self._fill()
+
+    def again(self, message: Message) -> None:
+        """One message at once, before those that wait."""
+        self._push([message])
+
+    def _fill(self) -> None:
+        """Push as long as there is room."""
+        while len(self._open) + self._share <= self._window:
+            if not (batch := list(islice(self._waiting, self._share))):
+                return
+            self._push(batch)
+
+    def _push(self, batch: list[Message]) -> None:
         """Flower gives None for a message that it could not send, and nothing if it sent none."""
-        batch = list(messages)
         ids: list[str | None] = [*self.grid.push_messages(batch)] or [None] * len(batch)
         for m, id in zip(batch, ids, strict=True):
             if id:
@@ -59,7 +83,10 @@ class Exchange:
     def answers(self) -> Iterator[Answer]:
         """Every node's answer once; those that are still missing at the deadline say so."""
         pause = FASTEST
-        while self._open or self._unsent:
+        while True:
+            self._fill()
+            if not (self._open or self._unsent):
+                return
             while self._unsent:
                 yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
             replies = list(self.grid.pull_messages(list(self._open)))
@@ -74,8 +101,9 @@ class Exchange:
                     yield _answer(node, reply)
             pause = FASTEST if replies else min(2 * pause, SLOWEST)
             if time.monotonic() > self.until:
-                missing, self._open = self._open, {}
-                for node in missing.values():
+                late = [*self._open.values(), *(m.metadata.dst_node_id for m in self._waiting)]
+                self._open = {}
+                for node in late:
                     yield Answer(node, None, "no reply before the deadline")
             elif not replies and self._open:
                 time.sleep(pause)

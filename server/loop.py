@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -10,6 +11,7 @@ import torch
 from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
+from fedlora.evaluation import evaluate
 from fedlora.guard import called, changes, checked
 from fedlora.privacy.central import clipped
 from fedlora.progress import Observer
@@ -81,7 +83,7 @@ class Coordinator:
         if (self.local and number) or not len(rows):
             return None
         load_global(self.resident, self.state, number)
-        return self.resident.task.evaluate(self.resident.adapter.model, rows).score
+        return evaluate(self.resident.task, self.resident.adapter.model, rows).score
 
     def _begin(self) -> None:
         """Round 0: everyone who is there joins, the method makes the first state, it is scored."""
@@ -220,13 +222,15 @@ class Coordinator:
         has none). The server scores its model while the clients score theirs."""
         self.observer.phase(number, "evaluate", len(clients))
         round = self._at(number, "evaluate")
-        replies = phase.run(clients, self.state, round, server_rows=bool(self.local))
-        score = self.score(number)
         scores = {}
-        for reply in replies:
-            if reply.parcel:
-                scores[reply.client] = dict(reply.parcel.metrics)
-            self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
+        threads = (torch.get_num_threads(),)  # which torch counts thread by thread
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=threads) as aside:
+            scored = aside.submit(self.score, number)
+            for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
+                if reply.parcel:
+                    scores[reply.client] = dict(reply.parcel.metrics)
+                self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
+            score = scored.result()
         scores = {c: scores[c] for c in sorted(scores)}
         if self.local:
             score = mean(scores, "global", dict.fromkeys(scores, 1.0))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedlora.errors import MethodError
@@ -75,46 +76,45 @@ class Phase:
     def run(
         self, clients: list[str], state: Tensors, round: Round, server_rows: bool = False
     ) -> Iterator[Reply]:
-        """Send the orders at once; the replies are waited for as they are asked for, so that the
-        server can work in between."""
+        """Send the orders, as many at once as the grid has room for; the replies, and further
+        orders, are waited for as they are asked for, so that the server can work in between."""
         exchange = Exchange(self.grid, self.config.run.deadline)
 
-        def push(client: str) -> None:
+        def make(client: str) -> Message:
             parcel = self._order(client, state, round, server_rows)
             self.traffic.sent(client, nbytes(parcel.tensors))
             node, ttl = self.roster.nodes[client], self.config.run.deadline
-            exchange.push([message(parcel, node, round.purpose, str(round.number), ttl)])
+            return message(parcel, node, round.purpose, str(round.number), ttl)
 
-        for client in clients:
-            push(client)
         names = {self.roster.nodes[c]: c for c in clients}
-        return self._replies(exchange, names, round, push)
+        exchange.push(make(client) for client in clients)
+        return self._replies(exchange, names, round, lambda client: exchange.again(make(client)))
 
     def _replies(
         self,
         exchange: Exchange,
         names: dict[int, str],
         round: Round,
-        push: Callable[[str], None],
+        again: Callable[[str], None],
     ) -> Iterator[Reply]:
         resent: dict[str, int] = {}
-        again: set[str] = set()
+        lost: set[str] = set()
         for answer in exchange.answers():
             client = names[answer.node]
             facts = answer.parcel.facts if answer.parcel else {}
-            if answer.lost and client not in again and answer.node in self.grid.get_node_ids():
-                again.add(client)
+            if answer.lost and client not in lost and answer.node in self.grid.get_node_ids():
+                lost.add(client)
                 self.observer.note(
                     f"round {round.number}, {round.purpose}: {client} is asked once more, after: "
                     f"{answer.reason}"
                 )
-                push(client)
+                again(client)
             elif answer.parcel is None:
                 yield Reply(client, None, answer.reason, answer.malformed)
             elif facts.get("status") == "stale" and resent.get(client, 0) < 2:
                 resent[client] = resent.get(client, 0) + 1
                 self._forget(client, facts)
-                push(client)
+                again(client)
             elif facts.get("status") == "wrong":
                 raise MethodError(f"client {client}: {facts.get('reason')}")
             elif facts.get("status") != "ok":

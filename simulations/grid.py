@@ -16,8 +16,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.config import Config
 from fedlora.settings import to_flat
-from simulations.pool import Job, Pool, expired
-from simulations.worker import answer
+from simulations.pool import Job, Pool
+from simulations.worker import answers
 
 WAIT = 0.05  # seconds that a pull waits for the next reply
 
@@ -25,7 +25,12 @@ WAIT = 0.05  # seconds that a pull waits for the next reply
 class InProcessGrid(Grid):
     """Nodes 1..n, one a client of the data; all are there from the start (`closed`).
 
+    Messages that are pushed in one call go to one worker, and their clients share its passes.
     With a pool of no workers, clients are served in this process when their replies are pulled.
+
+    Attributes:
+        share: how many messages to push in one call.
+        window: how many may be under way: each worker has a job, and two more wait.
     """
 
     closed = True
@@ -39,6 +44,8 @@ class InProcessGrid(Grid):
         self._replies: SimpleQueue[Message] = SimpleQueue()
         self._inline: list[Job] = []
         self._run = Run.create_empty(1)
+        self.share = config.simulation.copies or 1
+        self.window = self.share * (pool.workers + 2)
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -61,25 +68,27 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
+        ids, copies, contexts = [], [], []
         for message in messages:
             proto = message_to_proto(message)
             proto.metadata.message_id = id = f"message-{next(self._numbers)}"
-            context = self._context(message.metadata.dst_node_id)
-            job = Job(message_from_proto(proto), context, self._replies)
+            copies.append(message_from_proto(proto))
+            contexts.append(self._context(message.metadata.dst_node_id))
+            ids.append(id)
+        if copies:
+            job = Job(copies, contexts, self._replies)
             if self._pool.workers:
                 self._pool.submit(job)
             else:
                 self._inline.append(job)
-            ids.append(id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there; waits a moment for the first. Replies to messages that nobody
         asks for any more (their deadline passed) are thrown away."""
-        self._inline = [job for job in self._inline if not expired(job.message)]
-        if self._inline:
-            self._replies.put(self._answered(self._inline.pop(0)))
+        self._inline = [job for job in self._inline if not job.expired]
+        for reply in self._answered(self._inline.pop(0)) if self._inline else ():
+            self._replies.put(reply)
         wanted, found = set(message_ids), []
         try:
             reply = self._replies.get(timeout=WAIT)
@@ -114,7 +123,8 @@ class InProcessGrid(Grid):
             "run_config": self._run_config,
         }
 
-    def _answered(self, job: Job) -> Message:
+    def _answered(self, job: Job) -> list[Message]:
         """Served here, over the same bytes as by a worker."""
-        copy = message_from_proto(message_to_proto(job.message))
-        return message_from_proto(message_to_proto(answer(copy, job.context)))
+        copies = [message_from_proto(message_to_proto(m)) for m in job.messages]
+        replies = answers(copies, job.contexts)
+        return [message_from_proto(message_to_proto(r)) for r in replies]

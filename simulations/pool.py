@@ -1,8 +1,10 @@
 """Long-lived worker processes, each with one resident base, that answer Flower's messages.
 
-A worker reads (context, message) pairs as bytes from a pipe and writes replies back: JSON and
-protobuf, nothing pickled. A worker that dies is replaced; the message it was working on is
-answered with an error. When the parent goes away the pipe closes and the worker ends.
+A worker reads the messages of a job and their contexts as bytes from a pipe and writes replies
+back: JSON and protobuf, nothing pickled. A worker that dies is replaced. Messages that shared its
+passes are given to the next together, once, since each alone would end in other last bits; then,
+or where there was one, they are answered with an error. When the parent goes away the pipe closes
+and the worker ends.
 """
 
 import json
@@ -25,17 +27,18 @@ CRASHED = 8  # Flower's code for a client process that ended
 
 
 class Job(NamedTuple):
-    """A message for a client, with the JSON-able context it is handled in, and where to put the
-    reply."""
+    """Messages for clients that may share passes, each with the JSON-able context it is handled in,
+    and where to put the replies."""
 
-    message: Message
-    context: dict[str, Any]
+    messages: list[Message]
+    contexts: list[dict[str, Any]]
     replies: "SimpleQueue[Message]"
 
-
-def expired(message: Message) -> bool:
-    """Whether its time to live is over, so that nobody waits for the answer."""
-    return time.time() > message.metadata.created_at + message.metadata.ttl
+    @property
+    def expired(self) -> bool:
+        """Whether their time to live is over, so that nobody waits for the answers."""
+        about = [m.metadata for m in self.messages]
+        return time.time() > max(x.created_at + x.ttl for x in about)
 
 
 class Pool:
@@ -75,20 +78,24 @@ class Pool:
         """One thread a worker: hand it jobs, one at a time; start another where it died."""
         process, pipe = self._start()
         while (job := self._jobs.get()) is not None and not self._closed:
-            if expired(job.message):
+            if job.expired:
                 continue
-            try:
-                pipe.send_bytes(json.dumps(job.context).encode())
-                pipe.send_bytes(message_to_proto(job.message).SerializeToString())
-                reply = message_from_proto(Proto.FromString(pipe.recv_bytes()))
-            except (EOFError, OSError):
-                process.join()
-                if self._closed:
-                    return
-                reason = f"its worker process ended with exit code {process.exitcode}"
-                reply = Message(Error(CRASHED, reason), reply_to=job.message)
-                process, pipe = self._start()
-            job.replies.put(reply)
+            attempts = 1 if len(job.messages) == 1 else 2
+            replies = None
+            while replies is None and attempts:
+                attempts -= 1
+                try:
+                    replies = _asked(pipe, job)
+                except (EOFError, OSError):
+                    process.join()
+                    if self._closed:
+                        return
+                    reason = f"its worker process ended with exit code {process.exitcode}"
+                    process, pipe = self._start()
+            if replies is None:
+                replies = [Message(Error(CRASHED, reason), reply_to=m) for m in job.messages]
+            for reply in replies:
+                job.replies.put(reply)
         pipe.close()
         process.join()
 
@@ -100,3 +107,11 @@ class Pool:
         theirs.close()
         self._processes[threading.current_thread().name] = process
         return process, ours
+
+
+def _asked(pipe: Connection, job: Job) -> list[Message]:
+    """A worker's replies to a job. Raises EOFError or OSError where it ends instead."""
+    pipe.send_bytes(json.dumps(job.contexts).encode())
+    for message in job.messages:
+        pipe.send_bytes(message_to_proto(message).SerializeToString())
+    return [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in job.messages]

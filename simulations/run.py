@@ -1,6 +1,5 @@
 """A federation on this machine: worker processes for the clients, the coordinator here."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +17,7 @@ from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from server.loop import Coordinator
 from server.result import finish
+from simulations import plan as stacking
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
 
@@ -25,9 +25,8 @@ Watch = Callable[[Path], AbstractContextManager[Observer]]
 
 
 def pool(config: Config) -> Pool:
-    """As many workers as the configuration says, by default one a core."""
-    workers = config.simulation.workers
-    return Pool((os.cpu_count() or 1) if workers is None else workers, config.simulation.threads)
+    """As many workers as the configuration says."""
+    return Pool(stacking.workers(config), config.simulation.threads)
 
 
 def simulate(
@@ -44,6 +43,8 @@ def simulate(
         )
     plan.check_clients(config, resident.federation.examples)
     _ = resident.adapter  # a wrong model or target is said before anything is written
+    config, apart = stacking.chosen(resident)
+    resident.config = config
     fresh = run is None
     run = run or RunDir.create(config)
     settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
@@ -52,6 +53,8 @@ def simulate(
         # One thread here too: the server works while the workers do, and idle OpenMP threads that
         # wait for a busy core make it several times slower.
         with watch(run.path / "log.txt") as observer, threads(config.simulation.threads):
+            if apart:
+                observer.note(f"clients go one after another, as they cannot share passes: {apart}")
             coordinator = Coordinator(grid, resident, run, observer)
             coordinator.serve()
     except UserError:

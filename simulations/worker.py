@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,20 +28,36 @@ def serve(pipe: Connection, threads: int) -> None:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     try:
         while True:
-            context = json.loads(pipe.recv_bytes())
-            message = message_from_proto(Proto.FromString(pipe.recv_bytes()))
-            pipe.send_bytes(message_to_proto(answer(message, context)).SerializeToString())
+            contexts = json.loads(pipe.recv_bytes())
+            messages = [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in contexts]
+            for reply in answers(messages, contexts):
+                pipe.send_bytes(message_to_proto(reply).SerializeToString())
     except (EOFError, OSError):
         return
 
 
-def answer(message: Any, context: dict[str, Any]) -> Any:
-    """The ClientApp's reply; what it raises becomes an error message, as Flower does it."""
-    from flwr.app import Context, Error, Message, RecordDict
+def answers(messages: Sequence[Any], contexts: Sequence[dict[str, Any]]) -> list[Any]:
+    """The ClientApp's replies; orders that came together share passes through the model."""
+    from flwr.app import Context, RecordDict
+
+    from clients.app import together
+
+    asked = [
+        (message, Context(state=RecordDict(), **context))
+        for message, context in zip(messages, contexts, strict=True)
+    ]
+    if len(asked) > 1 and messages[0].metadata.message_type in ("train", "evaluate"):
+        return together(asked)
+    return [_answer(message, context) for message, context in asked]
+
+
+def _answer(message: Any, context: Any) -> Any:
+    """One reply; what the app raises becomes an error message, as Flower does it."""
+    from flwr.app import Error, Message
 
     from clients.app import app
 
     try:
-        return app(message, Context(state=RecordDict(), **context))
+        return app(message, context)
     except Exception as e:
         return Message(Error(2, f"{type(e).__name__}: {e}"), reply_to=message)

@@ -7,7 +7,8 @@ and n inputs at rank r, c is b times the layer's middle dimensions (its tokens):
     A (K, r, n)  B (K, m, r)  R (K, r, r)  d (K, r)  b (K, m)  head.<parameter> (K, …)
 
 A part that is not stacked has no K and is shared by all copies, as are VeRA's projections U and V,
-the scale s and the residual. By broadcasting the products below serve both.
+the residual, and the scale s unless scales (K,) are given. By broadcasting the products below serve
+both.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from fedlora.tensors import Tensors, module_of, part_of
 
 
 @contextmanager
-def stacked(adapter: Adapter, tensors: Tensors) -> Iterator[None]:
+def stacked(adapter: Adapter, tensors: Tensors, scales: Tensor | None = None) -> Iterator[None]:
     """Inside, `adapter.model` takes K b rows and computes the k-th b of them with copy k.
 
     Gradients reach `tensors` as they would parameters. Every row has dropout masks of its own.
@@ -33,19 +34,22 @@ def stacked(adapter: Adapter, tensors: Tensors) -> Iterator[None]:
     Args:
         tensors: name -> (K, *shape), the parts that differ between copies. The others are shared
             as they are loaded.
+        scales: (K,), each copy's s; by default the layer's, for all. VeRA has none.
 
     Raises:
         UserError: an unknown name or a wrong shape; inside, a batch that K does not divide, or an
             adapted layer or head that is given something else than the batch's rows.
     """
-    batch = _Batch(_copies(adapter, tensors))
+    live = adapter.live()
+    batch = _Batch(_copies(live, tensors))
+    each = None if scales is None else scales.view(-1, 1, 1)
     base = adapter.model.get_base_model()
     with ExitStack() as undo:
         note = adapter.model.register_forward_pre_hook(batch.note, with_kwargs=True)
         undo.callback(note.remove)
         for name in dict.fromkeys(module_of(k) for k in tensors if part_of(k) != "head"):
-            layer = base.get_submodule(name)
-            _replace(layer, _layer(adapter, name, layer, tensors, batch), undo)
+            layer, parts = base.get_submodule(name), _parts(adapter, name, live, tensors)
+            _replace(layer, _layer(adapter, name, layer, parts, each, batch), undo)
         for name, wrapper in base.named_modules():
             prefix = f"head.{name}."
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -78,28 +82,37 @@ class _Batch:
             )
 
 
+def _parts(adapter: Adapter, name: str, live: Tensors, tensors: Tensors) -> Tensors:
+    """A layer's parts, each (…) or (K, …), and what it sees of VeRA's projections."""
+    kinds = "db" if adapter.kind == "vera" else "ABR"
+    names = {part: f"{name}.{part}" for part in kinds}
+    parts = {part: tensors.get(k, live[k]) for part, k in names.items() if k in live}
+    if adapter.kind == "vera":
+        m, n = adapter.shapes[name]
+        parts |= {"U": live["vera.U"][:m], "V": live["vera.V"][:, :n]}
+    return parts
+
+
 def _layer(
-    adapter: Adapter, name: str, layer: Any, tensors: Tensors, batch: _Batch
+    adapter: Adapter, name: str, layer: Any, parts: Tensors, scales: Tensor | None, batch: _Batch
 ) -> Callable[..., Tensor]:
     """The forward of PEFT's layer, its casts included, with some parts stacked."""
-    live, vera, (m, n) = adapter.live(), adapter.kind == "vera", adapter.shapes[name]
-    parts = {part_of(k): tensors.get(k, t) for k, t in live.items() if module_of(k) == name}
+    vera, n = adapter.kind == "vera", adapter.shapes[name][1]
     dtype = next(iter(parts.values())).dtype
-    if vera:
-        parts |= {"U": live["vera.U"][:m], "V": live["vera.V"][:, :n]}
+    scale = None if vera else (layer.scaling[NAME] if scales is None else scales)
     dropout = (layer.vera_dropout if vera else layer.lora_dropout)[NAME]
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         batch.check(name, x, "leave it out of adapter.target_modules")
         y: Tensor = layer.base_layer(x, *args, **kwargs)
         h = dropout(x.to(dtype)).reshape(batch.copies, -1, n)
-        delta = _vera(h, parts) if vera else _lora(h, parts, layer.scaling[NAME])
+        delta = _vera(h, parts) if scale is None else _lora(h, parts, scale)
         return (y + delta.view(y.shape)).to(y.dtype)
 
     return forward
 
 
-def _lora(h: Tensor, parts: Tensors, scale: float) -> Tensor:
+def _lora(h: Tensor, parts: Tensors, scale: float | Tensor) -> Tensor:
     """(K, c, m): s B A h, or s B R A h where there is an R; the scale where it is cheapest."""
     u = scale * (h @ parts["A"].mT)
     if "R" in parts:
@@ -134,9 +147,9 @@ def _replace(module: Any, forward: Callable[..., Tensor], undo: ExitStack) -> No
     undo.callback(delattr, module, "forward")
 
 
-def _copies(adapter: Adapter, tensors: Tensors) -> int:
+def _copies(live: Tensors, tensors: Tensors) -> int:
     """K, once every name and shape is right."""
-    own = {k: t for k, t in adapter.live().items() if module_of(k) != "vera"}
+    own = {k: t for k, t in live.items() if module_of(k) != "vera"}
     copies = {len(t) if t.ndim else 0 for t in tensors.values()}
     for name, tensor in tensors.items():
         if name not in own:

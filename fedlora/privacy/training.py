@@ -38,6 +38,80 @@ class Private:
     gradient_norm: float | None  # the median norm, noised
 
 
+class Updates:
+    """One client's steps in a round: which rows each takes, and what becomes of their gradients."""
+
+    def __init__(
+        self,
+        parameters: list[Any],
+        rows: int,
+        settings: config.Train,
+        privacy: Privacy,
+        mechanism: Mechanism,
+        secret: bytes,
+    ) -> None:
+        """
+        Args:
+            rows: n, of this client.
+            mechanism: σ (zero: none), q and δ.
+            secret: what every draw comes from: samples, noise, dropout.
+        """
+        from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+
+        from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
+
+        self.parameters, self._privacy, self._secret = parameters, privacy, secret
+        self._sigma, q = mechanism.noise_multiplier, mechanism.sample_rate
+        self._steps = settings.steps_a_round(rows)
+        self._expected = q * rows
+        self._updater = Optimizer(
+            plain(parameters, settings),
+            noise_multiplier=norms.stretched(self._sigma) if privacy.statistics else self._sigma,
+            max_grad_norm=privacy.clip,
+            expected_batch_size=self._expected,
+            generator=generator(secret, "noise", parameters[0].device),
+        )
+        self._samples = iter(
+            UniformWithReplacementSampler(
+                num_samples=rows,
+                sample_rate=q,
+                steps=self._steps,
+                generator=generator(secret, "rows"),
+            )
+        )
+        self._counts = torch.zeros(len(norms.EDGES) + 1)
+
+    def draw(self) -> list[int] | None:
+        """The rows of the next step, perhaps none; None after the last."""
+        self._updater.zero_grad()
+        return next(self._samples, None)
+
+    def take(self, last: bool) -> None:
+        """Clip the rows' gradients in `grad_sample` and add them to the step's sum; once the last
+        of the step's rows are in, add noise and move the parameters."""
+        self._counts += norms.counted(
+            _finite_norms(self._updater.grad_samples), self._privacy.clip
+        ).cpu()
+        self._updater.signal_skip_step(not last)
+        self._updater.step()
+        self._updater.zero_grad()
+
+    def take_none(self) -> None:
+        """The step of a draw without rows."""
+        for p in self.parameters:
+            p.grad_sample = p.new_zeros((0, *p.shape))
+        self.take(last=True)
+
+    def told(self) -> Private:
+        """What the round releases beside the tensors."""
+        if not self._privacy.statistics:
+            return Private(None, None)
+        draw = generator(self._secret, "histogram")
+        counts = norms.noised(self._counts, self._sigma, self._steps, draw)
+        clipped = norms.share_clipped(counts, self._expected * self._steps)
+        return Private(clipped, norms.median(counts, self._privacy.clip))
+
+
 def train(
     task: Task,
     adapter: Adapter,
@@ -48,58 +122,27 @@ def train(
     mechanism: Mechanism,
     secret: bytes,
 ) -> Private:
-    """One round of DP-SGD on the parts, in place.
-
-    Args:
-        mechanism: σ (zero: none), q and δ of this client.
-        secret: what every draw comes from: samples, noise, dropout.
-    """
-    from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-
-    from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
-
-    rows, steps = len(encoded), settings.steps_a_round(len(encoded))
-    sigma, q = mechanism.noise_multiplier, mechanism.sample_rate
+    """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`."""
     parameters = adapter.trainable(parts)
-    updater = Optimizer(
-        plain(parameters, settings),
-        noise_multiplier=norms.stretched(sigma) if privacy.statistics else sigma,
-        max_grad_norm=privacy.clip,
-        expected_batch_size=q * rows,
-        generator=generator(secret, "noise", adapter.model.device),
-    )
-    sampler = UniformWithReplacementSampler(
-        num_samples=rows, sample_rate=q, steps=steps, generator=generator(secret, "rows")
-    )
-    counts = torch.zeros(len(norms.EDGES) + 1)
+    updates = Updates(parameters, len(encoded), settings, privacy, mechanism, secret)
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
     with forked(int.from_bytes(secret), "dropout"), engine as gradients:
-        for drawn in sampler:
-            updater.zero_grad()
+        while (drawn := updates.draw()) is not None:
             pieces = _pieces(drawn, privacy.physical_batch)
             for piece in pieces:
-                if piece:
-                    losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
-                    gradients(losses, len(piece))
-                else:
-                    for p in parameters:
-                        p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
-                counts += norms.counted(_finite_norms(updater.grad_samples), privacy.clip).cpu()
-                updater.signal_skip_step(piece is not pieces[-1])
-                updater.step()
-                updater.zero_grad()
+                losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
+                gradients(losses, len(piece))
+                updates.take(piece is pieces[-1])
+            if not drawn:
+                updates.take_none()
     adapter.model.eval()
-    if not privacy.statistics:
-        return Private(None, None)
-    counts = norms.noised(counts, sigma, steps, generator(secret, "histogram"))
-    clipped = norms.share_clipped(counts, q * rows * steps)
-    return Private(clipped, norms.median(counts, privacy.clip))
+    return updates.told()
 
 
 def _pieces(drawn: Sequence[int], most: int) -> list[Sequence[int]]:
-    """A step's rows, at most so many at a time; one empty piece where there are none."""
-    return [drawn[i : i + most] for i in range(0, len(drawn), most)] or [[]]
+    """A step's rows, at most so many at a time."""
+    return [drawn[i : i + most] for i in range(0, len(drawn), most)]
 
 
 def _finite_norms(samples: Sequence[Tensor]) -> Tensor:

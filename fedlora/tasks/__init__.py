@@ -57,8 +57,8 @@ class Task(Protocol):
         """(rows,): one loss a row, which depends on that row alone."""
         ...
 
-    def evaluate(self, model: Any, encoded: Any, batch_size: int = 64) -> Score:
-        """The model on all rows; its training mode is afterwards what it was."""
+    def outcomes(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(rows,) each: 1 for a row that is right, else 0; and its loss."""
         ...
 
 

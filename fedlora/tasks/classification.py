@@ -3,9 +3,7 @@
 Shapes: b rows of a batch, t tokens of its longest row (padded), c labels.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,11 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from fedlora import cancel
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
+from fedlora.pieces import padded
 from fedlora.streams import forked
-from fedlora.tasks import Score
 from fedlora.tasks.encoded import Encoded
-
-MULTIPLE = 8  # rows are padded to a multiple of it, which kernels like
 
 
 class Classification:
@@ -89,7 +85,7 @@ class Classification:
         starts, ends = encoded.starts[rows], encoded.starts[rows + 1]
         spans = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
         lengths = torch.from_numpy(ends - starts)
-        width = int(lengths.max() + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+        width = padded(int(lengths.max()))
         # Past max_length the model may have no positions. Padding is on the right, where it
         # moves no token's position.
         kept = torch.arange(min(width, self.max_length)) < lengths[:, None]  # (b, t)
@@ -108,19 +104,11 @@ class Classification:
         """(b,): the cross-entropy of each row."""
         return F.cross_entropy(*self._predict(model, batch), reduction="none")
 
-    @torch.inference_mode()
-    def evaluate(self, model: nn.Module, encoded: Encoded, batch_size: int = 64) -> Score:
-        """Accuracy and mean loss, rows taken by length so that little is padded."""
-        order = sorted(range(len(encoded)), key=encoded.length)
-        right, loss = 0, 0.0
-        with evaluating(model):
-            for start in range(0, len(order), batch_size):
-                batch = self.batch(encoded, order[start : start + batch_size])
-                logits, labels = self._predict(model, batch)
-                right += int((logits.argmax(dim=1) == labels).sum())
-                loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-        rows = len(encoded)
-        return Score(right / rows, loss / rows, rows) if rows else Score(math.nan, math.nan, 0)
+    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each row whether it is right (1 or 0) and its cross-entropy, (b,) each."""
+        logits, labels = self._predict(model, batch)
+        right = (logits.argmax(dim=1) == labels).float()
+        return right, F.cross_entropy(logits, labels, reduction="none")
 
     def _predict(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(logits (b, c) in fp32, labels (b,)), on the model's device. Every pass through the model
@@ -145,15 +133,3 @@ class Classification:
             f"hub (which needs the network once), or to a folder with config.json, weights and "
             f"tokenizer."
         ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, and afterwards every module in the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -61,9 +61,12 @@ class Owned:
         return owned
 
 
-def answered(job: Job) -> Message:
-    """The trainer's reply, over the same bytes as in a deployment."""
-    proto = message_to_proto(job.message)
-    context = Context(state=RecordDict(), **job.context)
-    reply, _ = handle(message_from_proto(proto), context, proto.ByteSize())
-    return message_from_proto(message_to_proto(reply))
+def answered(job: Job) -> list[Message]:
+    """The trainer's replies, over the same bytes as in a deployment."""
+    replies = []
+    for message, given in zip(job.messages, job.contexts, strict=True):
+        proto = message_to_proto(message)
+        context = Context(state=RecordDict(), **given)
+        reply, _ = handle(message_from_proto(proto), context, proto.ByteSize())
+        replies.append(message_from_proto(message_to_proto(reply)))
+    return replies

@@ -10,6 +10,7 @@ import torch
 
 import strategies
 from clients import private
+from clients.passes import conclude
 from clients.private import release_key
 from clients.store import Store
 from fedlora import settings
@@ -19,6 +20,8 @@ from fedlora.privacy.accounting import epsilon
 from fedlora.privacy.budget import Spent
 from fedlora.privacy.ledger import Ledger
 from fedlora.resident import Node, Resident
+from fedlora.stacking import Member
+from fedlora.wire import Parcel
 from tests.clients.nodes import Owned
 from tests.federation import Ran, Watch, World, federate
 
@@ -159,9 +162,17 @@ def capped(world: World, tmp_path: Path) -> tuple[Resident, Store]:
     return made, Store(tmp_path, "e", "books")
 
 
-def release(resident: Resident, store: Store) -> dict[str, float]:
-    resident.load(resident.adapter.initial(), 2.0)
-    return private.train(resident, store, ORDER, TENSORS, {"A", "B"})
+def release(resident: Resident, store: Store, round: int = 2) -> dict[str, float]:
+    """What a round of training tells."""
+    order, rows = replace(ORDER, round=round), resident.encoded("books", "train")
+    member = Member(resident.adapter.initial(), 2.0, rows)
+    talk = private.train(resident, store, order, TENSORS, member, {"A", "B"})
+
+    def failed(e: Exception) -> Parcel:
+        raise e
+
+    (found,) = conclude(resident, [talk], failed)
+    return found[1]
 
 
 def test_a_damaged_account_of_another_run_stops_a_release(
@@ -172,7 +183,7 @@ def test_a_damaged_account_of_another_run_stops_a_release(
     other = tmp_path / "run-other/client-books/privacy.json"
     other.write_text(other.read_text()[:-9])
     with pytest.raises(UserError, match=r"run-other.*cannot be read"):
-        private.train(*capped, replace(ORDER, round=3), TENSORS, {"A", "B"})
+        release(*capped, round=3)
 
 
 def test_a_repeat_costs_nothing_under_a_cap(capped: tuple[Resident, Store], tmp_path: Path) -> None:
@@ -181,7 +192,7 @@ def test_a_repeat_costs_nothing_under_a_cap(capped: tuple[Resident, Store], tmp_
     Ledger(tmp_path / "run-other/client-books/privacy-heldout.json").adopt([(0.5, 1.0, 50)])
     assert release(*capped) == told
     with pytest.raises(Spent, match="owner allows"):
-        private.train(*capped, replace(ORDER, round=3), TENSORS, {"A", "B"})
+        release(*capped, round=3)
 
 
 def test_other_clients_accounts_are_theirs(capped: tuple[Resident, Store], tmp_path: Path) -> None:

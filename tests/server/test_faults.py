@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clients import participant
+from fedlora import training
 from fedlora.tensors import modules, select
 from fedlora.training import Trained
 from tests.federation import Meddler, Watch, federate, kept, meddled, same
@@ -27,13 +27,13 @@ def near(one, other):
 
 def failing(monkeypatch, fit):
     """Training is done by `fit(real, client, round, …)`."""
-    real = participant.fit
+    real = training.train
 
-    def fake(task, model, parameters, encoded, settings, seed):
-        arguments = (task, model, parameters, encoded, settings, seed)
+    def fake(task, model, parameters, encoded, settings, seed, most):
+        arguments = (task, model, parameters, encoded, settings, seed, most)
         return fit(lambda: real(*arguments), seed[2], seed[3], parameters)
 
-    monkeypatch.setattr(participant, "fit", fake)
+    monkeypatch.setattr(training, "train", fake)
 
 
 def assert_others_went_on(ran, missing="films"):

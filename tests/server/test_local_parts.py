@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedlora.adapters import Adapter
+from fedlora.evaluation import evaluate
 from fedlora.resident import Resident
 from fedlora.tensors import select
 from fedlora.training import train
@@ -108,8 +109,8 @@ def test_both_scores_are_means_over_clients_own_models(ran):
             continue
         results.load_client(resident, ran.run, checkpoint, client)
         mine = resident.encoded(client, "heldout")
-        on_test.append(resident.task.evaluate(resident.adapter.model, test).score)
-        on_own.append(resident.task.evaluate(resident.adapter.model, mine).score)
+        on_test.append(evaluate(resident.task, resident.adapter.model, test).score)
+        on_own.append(evaluate(resident.task, resident.adapter.model, mine).score)
         rows.append(len(mine))
     assert len(rows) == 2
     row = ran.row(6)

@@ -1,0 +1,171 @@
+"""The passes through the model that clients ask for, alone or together.
+
+What a client does is a generator that yields what it wants of the model, a `Fit` or a `Rate`, and
+is sent what came of it; its value is its reply. So one that is alone and many that share passes
+run the same lines.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, NamedTuple
+
+from fedlora import evaluation, stacking, training
+from fedlora.adapters.stack import alike
+from fedlora.privacy import stacking as private_stacking
+from fedlora.privacy import training as private_training
+from fedlora.privacy.accounting import Mechanism
+from fedlora.privacy.training import Private
+from fedlora.resident import Resident
+from fedlora.stacking import Member
+from fedlora.tasks import Score
+from fedlora.tensors import Tensors
+from fedlora.training import Trained
+from fedlora.wire import Parcel
+
+log = logging.getLogger("fedlora.client")
+
+
+class Noise(NamedTuple):
+    """What makes a round of training private, and the secret that its draws come from."""
+
+    mechanism: Mechanism
+    secret: bytes
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train these parts of a client's whole adapter on its rows; answered by a `Fitted`."""
+
+    member: Member
+    parts: set[str]
+    noise: Noise | None = None
+
+
+class Fitted(NamedTuple):
+    """The trained tensors, what may be told of the training, and its seconds, of which clients that
+    shared passes have an equal share each."""
+
+    tensors: Tensors
+    told: Trained | Private
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Score a client's own model on rows of one `split`; answered by a `Score`."""
+
+    member: Member
+    split: str
+
+
+Talk = Generator[Fit | Rate, Any, Parcel]
+
+
+def conclude(
+    resident: Resident, talks: Sequence[Talk], excuse: Callable[[Exception], Parcel]
+) -> list[Parcel]:
+    """Every client's reply. One whose talk fails has the excuse for its error, the others go on."""
+    replies: dict[int, Parcel] = {}
+    results: dict[int, Any] = dict.fromkeys(range(len(talks)))
+    while results:
+        asked: dict[int, Fit | Rate] = {}
+        for i, found in results.items():
+            talk = talks[i]
+            try:
+                asked[i] = talk.throw(found) if isinstance(found, Exception) else talk.send(found)
+            except StopIteration as end:
+                replies[i] = end.value
+            except Exception as e:
+                replies[i] = excuse(e)
+        results = dict(zip(asked, _answered(resident, list(asked.values())), strict=True))
+    return [replies[i] for i in range(len(talks))]
+
+
+def _answered(resident: Resident, asked: Sequence[Fit | Rate]) -> list[Any]:
+    """What came of each, or the exception that it ended in."""
+    found: dict[int, Any] = {}
+    most = resident.most  # counted on the model before anybody is loaded into it
+    for group in _together(resident, asked):
+        requests = [asked[i] for i in group]
+        answers = _stacked(resident, requests, most) if len(group) > 1 else None
+        for i, request in enumerate(requests):
+            found[group[i]] = answers[i] if answers else _tried(resident, request, most)
+    return [found[i] for i in range(len(asked))]
+
+
+def _together(resident: Resident, asked: Sequence[Fit | Rate]) -> list[list[int]]:
+    """The requests, by index, that can share passes."""
+    if resident.config.privacy.engine == "hooks" and any(isinstance(r, Fit) for r in asked):
+        return [[i] for i in range(len(asked))]
+    kinds: dict[object, list[int]] = {}
+    for i, request in enumerate(asked):
+        kind = tuple(sorted(request.parts)) if isinstance(request, Fit) else request.split
+        kinds.setdefault(kind, []).append(i)
+    return [
+        [kind[i] for i in group]
+        for kind in kinds.values()
+        for group in alike([asked[i].member.tensors for i in kind])
+    ]
+
+
+def _stacked(
+    resident: Resident, requests: Sequence[Fit | Rate], most: int | None
+) -> list[Any] | None:
+    """The answers to requests that share passes; None, with the reason in the log, where that
+    failed."""
+    members = [r.member for r in requests]
+    task, adapter, config = resident.task, resident.adapter, resident.config
+    started = monotonic()
+    try:
+        if isinstance(requests[0], Rate):
+            return [*stacking.evaluate(task, adapter, members, most)]
+        noises = [r.noise for r in requests if isinstance(r, Fit) and r.noise]
+        parts = requests[0].parts
+        if noises:
+            found: Any = private_stacking.train(
+                task, adapter, members, noises, parts, config.train, config.privacy, most
+            )
+        else:
+            found = stacking.train(task, adapter, members, parts, config.train, most)
+    except Exception as e:
+        log.warning(
+            "%d clients could not share passes, and go one after another: %s", len(members), e
+        )
+        return None
+    seconds = (monotonic() - started) / len(members)
+    return [Fitted(tensors, told, seconds) for tensors, told in found]
+
+
+def _tried(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score | Exception:
+    try:
+        return _alone(resident, request, most)
+    except Exception as e:
+        return e
+
+
+def _alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score:
+    member, config = request.member, resident.config
+    task, adapter = resident.task, resident.adapter
+    resident.load(member.tensors, member.scale)
+    if isinstance(request, Rate):
+        return evaluation.evaluate(task, adapter.model, member.encoded, most)
+    started = monotonic()
+    told: Trained | Private
+    if request.noise:
+        told = private_training.train(
+            task,
+            adapter,
+            request.parts,
+            member.encoded,
+            config.train,
+            config.privacy,
+            *request.noise,
+        )
+    else:
+        parameters = adapter.trainable(request.parts)
+        told = training.train(
+            task, adapter.model, parameters, member.encoded, config.train, member.seed, most
+        )
+    return Fitted(adapter.read(request.parts), told, monotonic() - started)

@@ -1,0 +1,141 @@
+"""The adapters of many clients on one frozen model, whatever their ranks.
+
+Shapes, for K clients and a pass of b rows, of any of them in any number:
+
+    a part (…)      its stack (K, …)      owner (b,) says whose a row is, as an index into the K
+    copies = stack[owner] (b, …)          scales (K,), each client's s
+
+So clients need not have equal numbers of rows. Of different ranks, A (r_k, n) and B (m, r_k) are
+filled up with zeros to the largest r: the gradient of a zero row of A has the zero column of B as
+a factor, and the other way about, so they stay zero under SGD and under AdamW.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedlora.adapters.adapter import Adapter
+from fedlora.adapters.stacked import stacked
+from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of
+
+RANKED = {"A": {0}, "B": {1}, "R": {0, 1}}  # the axes of a part that are as long as the rank
+
+
+class Stack:
+    """The adapters of K clients that are `alike`, on one model.
+
+    Attributes:
+        tensors: name -> (K, …), of the parts that are trained, which require gradients, and of
+            those that differ. What all have in common is loaded into the adapter.
+        scales: (K,), or None where they are the same.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        clients: Sequence[Tensors],
+        scales: Sequence[float],
+        trained: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            clients: each client's whole adapter.
+            trained: the parts that are to be trained.
+        """
+        self.adapter, self.clients = adapter, clients
+        ranks = _ranks(clients)
+        filled = [_filled(tensors, ranks) for tensors in clients]
+        adapter.load(filled[0], scales[0])
+        adapter.trainable(set())
+        live = {k: t for k, t in adapter.live().items() if module_of(k) != "vera"}
+        apart = len(set(scales)) > 1
+        self.scales = (
+            torch.tensor(scales, dtype=torch.float64).to(next(iter(live.values())))
+            if apart
+            else None
+        )
+        self.tensors: Tensors = {}
+        for name, like in live.items():
+            own = [tensors[name] for tensors in filled]
+            if part_of(name) in trained:
+                self.tensors[name] = torch.stack(own).to(like).requires_grad_()
+            elif apart or any(not torch.equal(own[0], t) for t in own[1:]):
+                self.tensors[name] = torch.stack(own).to(like)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The stacks that are trained."""
+        return [t for t in self.tensors.values() if t.requires_grad]
+
+    def copies(self, owner: Tensor) -> Tensors:
+        """Each row's own copy of every stack, (b, …)."""
+        return {name: t.index_select(0, owner) for name, t in self.tensors.items()}
+
+    def rows(self, owner: Tensor, copies: Tensors | None = None) -> AbstractContextManager[None]:
+        """Inside, the model takes b rows and runs the i-th through client `owner[i]`'s adapter;
+        gradients reach the stacks, or the copies where they are given."""
+        if not self.tensors:
+            return nullcontext()
+        scales = None if self.scales is None else self.scales[owner]
+        return stacked(self.adapter, copies or self.copies(owner), scales)
+
+    def client(self, k: int) -> Tensors:
+        """A client's trained tensors as they are now, at its own rank: detached clones."""
+        trained = {name: t.detach()[k] for name, t in self.tensors.items() if t.requires_grad}
+        return {name: t[self.own(k, name)].clone() for name, t in trained.items()}
+
+    def own(self, k: int, name: str) -> tuple[slice, ...]:
+        """What client `k` has of a tensor, (…) as in its stack, at its own rank."""
+        return tuple(slice(n) for n in self.clients[k][name].shape)
+
+
+def alike(clients: Sequence[Tensors]) -> list[list[int]]:
+    """The clients, by index, whose adapters can be in one stack: those of the same residual."""
+    groups: list[list[int]] = []
+    for i, tensors in enumerate(clients):
+        for group in groups:
+            if _same_residual(clients[group[0]], tensors):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _same_residual(one: Tensors, other: Tensors) -> bool:
+    """VeRA's projections included, which the model shares too."""
+    frozen = [{k: t for k, t in x.items() if _shared(k)} for x in (one, other)]
+    return frozen[0].keys() == frozen[1].keys() and all(
+        t.shape == frozen[1][k].shape and torch.equal(t, frozen[1][k]) for k, t in frozen[0].items()
+    )
+
+
+def _shared(name: str) -> bool:
+    return part_of(name) in RESIDUAL or module_of(name) == "vera"
+
+
+def _ranks(clients: Sequence[Tensors]) -> dict[str, int]:
+    """The largest rank of each layer that has one."""
+    found: dict[str, int] = {}
+    for tensors in clients:
+        for name, tensor in tensors.items():
+            if part_of(name) == "A":
+                found[module_of(name)] = max(found.get(module_of(name), 0), len(tensor))
+    return found
+
+
+def _filled(tensors: Tensors, ranks: dict[str, int]) -> Tensors:
+    """The tensors at these ranks, zeros behind what is there."""
+    return {
+        name: _at(t, part_of(name), ranks.get(module_of(name), 0)) for name, t in tensors.items()
+    }
+
+
+def _at(tensor: Tensor, part: str, rank: int) -> Tensor:
+    axes = RANKED.get(part, set())
+    missing = [rank - n if axis in axes else 0 for axis, n in enumerate(tensor.shape)]
+    # F.pad counts from the last axis: (before, after) of each.
+    return F.pad(tensor, [x for m in reversed(missing) for x in (0, m)]) if any(missing) else tensor

@@ -1,0 +1,96 @@
+"""DP-SGD of many clients in the same passes over the frozen model.
+
+Each client's sample, clipping, noise and budget are those of `fedlora.privacy.training`, from its
+own secret; only the passes that give rows' gradients are shared. Every row has a copy of its
+client's adapter in any case, so that the copies' gradients are the rows' own.
+
+Shapes: K clients; a pass of b rows, of any of them; owner (b,); copies (b, …).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedlora import config, pieces
+from fedlora.adapters import Adapter
+from fedlora.adapters.stack import Stack
+from fedlora.config.privacy import Privacy
+from fedlora.privacy.accounting import Mechanism
+from fedlora.privacy.training import Private, Updates
+from fedlora.stacking import Member, joined
+from fedlora.streams import forked
+from fedlora.tasks import Task
+from fedlora.tensors import Tensors
+
+
+def train(
+    task: Task,
+    adapter: Adapter,
+    members: Sequence[Member],
+    noises: Sequence[tuple[Mechanism, bytes]],
+    parts: set[str],
+    settings: config.Train,
+    privacy: Privacy,
+    most: int | None = None,
+) -> list[tuple[Tensors, Private]]:
+    """One round of DP-SGD on the parts of every member.
+
+    Args:
+        noises: each member's mechanism and secret, see `fedlora.privacy.training.train`.
+        most: padded tokens that memory has room for in one pass; None: any number.
+
+    Returns:
+        Of each member its trained tensors and what the round releases beside them.
+    """
+    stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members], parts)
+    rows = joined(members, adapter)
+    costs = pieces.costs(adapter.model.device, most)
+    own = [_parameters(stack, k) for k in range(len(members))]
+    updates = [
+        Updates(list(own[k].values()), len(m.encoded), settings, privacy, *noises[k])
+        for k, m in enumerate(members)
+    ]
+    secrets = hashlib.sha256(b"".join(secret for _, secret in noises)).digest()
+    adapter.model.train()
+    with forked(int.from_bytes(secrets), "dropout"):
+        while batch := {k: drawn for k, u in enumerate(updates) if (drawn := u.draw()) is not None}:
+            passes = [
+                (owner[i : i + privacy.physical_batch], indices[i : i + privacy.physical_batch])
+                for owner, indices in rows.cut(batch, costs)
+                for i in range(0, len(indices), privacy.physical_batch)
+            ]
+            last = {k: i for i, (owner, _) in enumerate(passes) for k in owner.tolist()}
+            for i, (owner, indices) in enumerate(passes):
+                grads = _gradients(task, stack, rows.encoded, owner, indices)
+                for k in sorted(set(owner.tolist())):
+                    for name, p in own[k].items():
+                        chosen = grads[name][owner == k]
+                        p.grad_sample = chosen[:, *stack.own(k, name)]
+                    updates[k].take(last[k] == i)
+            for k, drawn in batch.items():
+                if not drawn:
+                    updates[k].take_none()
+    adapter.model.eval()
+    return [(stack.client(k), updates[k].told()) for k in range(len(members))]
+
+
+def _parameters(stack: Stack, k: int) -> dict[str, nn.Parameter]:
+    """A client's tensors in the stacks: what moves them moves the stack."""
+    return {
+        name: nn.Parameter(t.detach()[k][stack.own(k, name)])
+        for name, t in stack.tensors.items()
+        if t.requires_grad
+    }
+
+
+def _gradients(
+    task: Task, stack: Stack, encoded: object, owner: Tensor, indices: list[int]
+) -> Tensors:
+    """(b, …): the gradient of each row's own loss, of every trained part."""
+    copies = {k: t.detach() for k, t in stack.copies(owner).items()}
+    trained = {k: c.requires_grad_() for k, c in copies.items() if stack.tensors[k].requires_grad}
+    with stack.rows(owner, copies):
+        task.losses(stack.adapter.model, task.batch(encoded, indices)).sum().backward()
+    return {k: torch.zeros_like(c) if c.grad is None else c.grad for k, c in trained.items()}

@@ -1,0 +1,146 @@
+"""Local training and evaluation of many clients in the same passes over the frozen model.
+
+Each client's rows, steps, clipping and optimizer are those of `fedlora.training`, and what comes
+out equals it to rounding (dropout apart, whose masks are other draws). A step takes every client
+that is not done: the rows that they drew are cut into pieces of like length, whosever they are, and
+
+    loss = Σ_k 1/b_k Σ_{i of k} loss_i      over b_k rows of client k,
+
+so that each client's copy gets the gradient of its own mean loss. A client's tensors are taken out
+at its last step, since AdamW's moments would go on moving them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora import config, pieces
+from fedlora.adapters import Adapter
+from fedlora.adapters.stack import Stack
+from fedlora.evaluation import evaluating, score
+from fedlora.streams import forked, stream
+from fedlora.tasks import Score, Task
+from fedlora.tensors import Tensors
+from fedlora.training import Trained, batches, optimizer
+
+TINY = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client of a pass: its whole adapter, its s, its rows as the task encoded them, and the
+    run's seed with the path of this stream, which orders its rows."""
+
+    tensors: Tensors
+    scale: float
+    encoded: Any
+    seed: tuple[Any, ...] = (0,)
+
+
+def train(
+    task: Task,
+    adapter: Adapter,
+    members: Sequence[Member],
+    parts: set[str],
+    settings: config.Train,
+    most: int | None = None,
+) -> list[tuple[Tensors, Trained]]:
+    """Train the parts of every member, each with a fresh optimizer.
+
+    Args:
+        members: at least one; their adapters are `alike`. Of their seeds the first element, the
+            run's, is the same.
+        most: padded tokens that memory has room for in one pass; None: any number.
+
+    Returns:
+        Of each member its trained tensors and what `fedlora.training.train` tells.
+    """
+    stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members], parts)
+    rows = joined(members, adapter)
+    steps = [settings.steps_a_round(len(m.encoded)) for m in members]
+    drawn = [batches(len(m.encoded), settings, stream(*m.seed, "rows")) for m in members]
+    updater = optimizer(stack.leaves, settings)
+    costs = pieces.costs(adapter.model.device, most)
+    total = torch.zeros(len(members), device=adapter.model.device)
+    done: dict[int, Tensors] = {}
+    seen = [0] * len(members)
+    adapter.model.train()
+    with forked(members[0].seed[0], *[x for m in members for x in m.seed[1:]], "dropout"):
+        for step in range(max(steps)):
+            batch = {k: next(drawn[k]) for k in range(len(members)) if step < steps[k]}
+            updater.zero_grad(set_to_none=True)
+            for owner, indices in rows.cut(batch, costs):
+                share = torch.tensor([1 / len(batch[k]) for k in owner.tolist()]).to(total)
+                with stack.rows(owner):
+                    losses = task.losses(adapter.model, task.batch(rows.encoded, indices))
+                    (losses * share).sum().backward()
+                total.index_add_(0, owner, losses.detach().to(total) * share)
+            if settings.clip is not None:
+                _clip(stack.leaves, settings.clip)
+            updater.step()
+            for k, own in batch.items():
+                seen[k] += len(own)
+                if step + 1 == steps[k]:
+                    done[k] = stack.client(k)
+    adapter.model.eval()
+    means = (total.cpu() / torch.tensor(steps)).tolist()
+    return [(done[k], Trained(means[k], steps[k], seen[k])) for k in range(len(members))]
+
+
+def evaluate(
+    task: Task, adapter: Adapter, members: Sequence[Member], most: int | None = None
+) -> list[Score]:
+    """Each member's own model on its rows; the arguments are those of `train`."""
+    stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members])
+    rows = joined(members, adapter)
+    costs = pieces.costs(rows.device, most)
+    sums = torch.zeros(2, len(members), dtype=torch.float64, device=rows.device)
+    everything = {k: list(range(len(m.encoded))) for k, m in enumerate(members)}
+    with torch.inference_mode(), evaluating(adapter.model):
+        for owner, indices in rows.cut(everything, costs):
+            with stack.rows(owner):
+                found = task.outcomes(adapter.model, task.batch(rows.encoded, indices))
+            sums.index_add_(1, owner, torch.stack(found).double())
+    return [score(sums[:, k], len(m.encoded)) for k, m in enumerate(members)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of several clients as one table: client k's begin at `starts[k]`."""
+
+    encoded: Any
+    starts: list[int]
+    device: torch.device
+
+    def cut(
+        self, batch: dict[int, list[int]], costs: pieces.Costs
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """(owner (b,), rows (b)) of each pass that takes these rows, {client: its own indices}."""
+        owners = [k for k, own in batch.items() for _ in own]
+        rows = [self.starts[k] + i for k, own in batch.items() for i in own]
+        for piece in pieces.cut([self.encoded.length(row) for row in rows], costs):
+            owner = torch.tensor([owners[i] for i in piece], device=self.device)
+            yield owner, [rows[i] for i in piece]
+
+
+def joined(members: Sequence[Member], adapter: Adapter) -> Rows:
+    """All members' rows, in their order."""
+    encoded = [m.encoded for m in members]
+    starts = list(accumulate((len(rows) for rows in encoded), initial=0))
+    return Rows(type(encoded[0]).joined(encoded), starts, adapter.model.device)
+
+
+def _clip(leaves: Sequence[Tensor], most: float) -> None:
+    """Each client's gradient, over all its parts, cut to an L2 norm of `most`; a client whose norm
+    is not finite keeps what it has, as in the plain loop, and hurts nobody else."""
+    grads = [t.grad for t in leaves if t.grad is not None]
+    if not grads:
+        return
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)  # (K,)
+    factors = (most / (norms + TINY)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))

@@ -1,0 +1,71 @@
+"""Which clients share passes over the frozen model, and how large those are: chosen once a run.
+
+Orders of clients that follow each other, `simulation.copies` at a time, go to one worker, which
+stacks them. Both choices stand in the run's configuration, so that a resumed run, or another with
+that configuration, ends in the same bits.
+"""
+
+import math
+import os
+
+import psutil
+
+from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.footprint import token_bytes
+from fedlora.resident import Resident
+from fedlora.tensors import nbytes, select
+
+ROWS = 128  # of all clients in one step: with more, passes of rows of like length gain nothing
+FREE = 0.5  # the share of free memory that workers may have together
+HELD = 4  # tensors of an adapter's size that training a client holds: values, gradients, moments
+
+
+def workers(config: Config) -> int:
+    """Worker processes, by default one a core; 0 works in this process."""
+    asked = config.simulation.workers
+    return (os.cpu_count() or 1) if asked is None else asked
+
+
+def chosen(resident: Resident) -> tuple[Config, str]:
+    """The configuration with the choices that it leaves open, and why clients are served one after
+    another where they could be expected to share passes, or ""."""
+    config, simulation = resident.config, resident.config.simulation
+    memory = simulation.memory
+    if memory is None:
+        share = FREE * psutil.virtual_memory().available / max(1, workers(config))
+        memory = float(math.floor(share / 1e6))
+    copies, why = simulation.copies, ""
+    if copies is None:
+        why = _hindrance(resident)
+        copies = 1 if why else _copies(resident, memory)
+    update = {"memory": memory, "copies": copies}
+    return config.model_copy(update={"simulation": simulation.model_copy(update=update)}), why
+
+
+def _hindrance(resident: Resident) -> str:
+    """Why this model and configuration cannot be stacked, or "": the model is tried."""
+    if resident.config.privacy.engine == "hooks":
+        return "privacy.engine = hooks knows one client's gradients at a time"
+    first = resident.federation.clients[0]
+    try:
+        token_bytes(resident.task, resident.adapter, resident.encoded(first, "train"))
+    except (UserError, RuntimeError) as e:
+        return str(e)
+    return ""
+
+
+def _copies(resident: Resident, memory: float) -> int:
+    """Clients a pass: enough for ROWS, as many as fit in half of the memory, and evenly many for
+    every worker.
+
+    Args:
+        memory: of a worker, in MB.
+    """
+    config = resident.config
+    adapter = HELD * nbytes(select(resident.adapter.initial(), resident.adapter.parts))
+    most = min(math.ceil(ROWS / config.train.batch_size), max(1, int(memory * 1e6 / 2 / adapter)))
+    clients = config.run.sampled(len(resident.federation.clients))
+    lanes = max(1, workers(config))
+    jobs = lanes * math.ceil(clients / (lanes * most))
+    return math.ceil(clients / jobs)

@@ -24,7 +24,7 @@ def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> 
     return answer(
         "ok",
         client=client,
-        examples=len(resident.federation.train(client)),
+        examples=len(resident.federation.trained[client]),
         rank=int(context.node_config.get("rank", 0)),
         **own,
     )

@@ -4,11 +4,12 @@ from collections import Counter
 
 import pytest
 from datasets import Dataset
-from flwr_datasets.partitioner import NaturalIdPartitioner
+from flwr_datasets.partitioner import IidPartitioner, NaturalIdPartitioner
 
 from fedlora.config import Data
-from fedlora.data import load, pool
+from fedlora.data import load, partition, pool
 from fedlora.errors import UserError
+from fedlora.streams import derive, stream
 from tests.fedlora.data.tables import LABELS, PLACES, put, rows
 
 RULES = {
@@ -118,6 +119,20 @@ def test_natural_is_the_partition_of_flwr_datasets(tmp_path):
     for i, client in enumerate(federation.clients):
         assert federation.train(client)["text"][:] == partitioner.load_partition(i)["text"][:]
     assert federation.clients == list(partitioner.partition_id_to_natural_id.values())
+
+
+@pytest.mark.parametrize("rule", ["iid", "dirichlet", "shards"])
+def test_rows_are_dealt_as_flwr_datasets_deals_them(rule):
+    """Client by client the rows that the partitioner's own load_partition gives, in its order."""
+    data, pool = Data(**RULES[rule]), list(range(7, 107))
+    labels = [row * row % 3 for row in range(120)]
+    found = partition.deal(data, labels, pool, seed=5)
+    order = partition.shuffled(pool, stream(5, "data", "partition"))
+    seed = derive(5, "data", "partition")
+    partitioner = IidPartitioner(7) if rule == "iid" else partition.rule(data, len(pool), seed)
+    partitioner.dataset = Dataset.from_dict({"row": order, "label": [labels[r] for r in order]})
+    expected = [partitioner.load_partition(i)["row"][:] for i in range(data.clients)]
+    assert list(found.values()) == expected
 
 
 def test_skew(tmp_path):

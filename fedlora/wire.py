@@ -106,7 +106,8 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
         raise WireError(f"{name} has {len(array.data)} bytes, which is not {array.shape} {dtype}")
     if count == 0:
         return torch.zeros(array.shape)
-    return torch.frombuffer(array.data, dtype=dtype).view(array.shape).float()
+    tensor = torch.frombuffer(array.data, dtype=dtype).view(array.shape)
+    return tensor if dtype == torch.float32 else tensor.float()
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fedlora import guard
 from fedlora.mean import Mean
-from fedlora.runs import save
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
 from fedlora.tensors import Tensors
 
@@ -67,7 +66,7 @@ class Inbox:
         path = None
         if self._keep or not now:
             path = self._folder / f"arrived-{len(self.arrivals):06d}.safetensors"
-            save(tensors, path)
+            save_file({k: t.contiguous() for k, t in tensors.items()}, path)
         self.arrivals[client.id] = Arrival(client, path, share, metrics)
         if now:
             self._turns.pop(0)
@@ -116,8 +115,11 @@ class Inbox:
 
     def _add(self, update: Update) -> None:
         placed = guard.called(self._strategy, "place", update, self._state, self._round)
-        guard.changes(self._strategy, "place", placed, self._state)
-        self._mean.add(guard.checked(self._strategy, "place", placed), update.weight)
+        kept = guard.changes(self._strategy, "place", placed, self._state)
+        tensors = {k: t for k, t in kept.items() if t is not None}
+        if len(tensors) < len(kept):
+            guard.checked(self._strategy, "place", placed)  # says which is None
+        self._mean.add(tensors, update.weight)
 
     def _updates(self) -> list[Update]:
         weights = self.weights()

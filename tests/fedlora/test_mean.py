@@ -38,3 +38,16 @@ def test_updates_with_other_names_are_refused() -> None:
     mean.add({"x": torch.ones(1)}, 1.0)
     with pytest.raises(MethodError, match="y"):
         mean.add({"y": torch.ones(1)}, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_update_is_its_own_mean(dtype: torch.dtype) -> None:
+    """In fp32 to the bit, in memory of its own, for scalars, empty tensors and odd layouts."""
+    x = torch.randn(4, 6, generator=stream(0, "x")).to(dtype)
+    update = {"a": x.T, "b": x[0, 0], "c": x[:0], "d": x[::2, 1:3]}
+    mean = Mean()
+    mean.add(update, 3.0)
+    found = mean.result()
+    assert all(torch.equal(found[k], t.float()) for k, t in update.items())
+    x.zero_()
+    assert found["a"].any()

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -117,3 +118,15 @@ def test_metrics_that_are_no_finite_number_are_left_out():
     metrics = wire.unpack(content).metrics
     assert metrics == {"d": 2.0}
     json.dumps(metrics, allow_nan=False)
+
+
+def test_fp32_is_viewed_and_not_copied():
+    """A tensor lies in the message's own bytes; the same array under two names is two tensors, so
+    that what is done to one is not done to the other."""
+    content = wire.pack(Parcel(tensors={"x": torch.arange(6.0).view(2, 3)}))
+    record = content["tensors"]
+    record["y"] = record["x"]
+    x, y = wire.unpack(content).tensors.values()
+    start = np.frombuffer(record["x"].data, np.uint8).ctypes.data
+    assert x.data_ptr() == start != y.data_ptr()
+    assert torch.equal(x, y)

@@ -39,14 +39,18 @@ class Roster:
         return sorted(self.nodes)
 
     def dump(self) -> dict[str, Any]:
-        """JSON-able; a manifest that many clients share is written once."""
+        """JSON-able; a manifest that many clients share is written once, and from then on held
+        once, so that neither memory nor the time for this grows with the clients of a round."""
         manifests: dict[str, Manifest] = {}
+        keys: dict[int, str] = {}  # by identity, of the manifests that are held
         members = {}
-        for id, member in self.members.items():
-            key = fingerprint(member.manifest) if member.manifest else ""
-            if key:
-                manifests[key] = member.manifest
-            members[id] = {**vars(member), "manifest": key}
+        for client, member in self.members.items():
+            key = ""
+            if own := member.manifest:
+                key = keys.get(id(own)) or fingerprint(own)
+                member.manifest = manifests.setdefault(key, own)
+                keys[id(member.manifest)] = key
+            members[client] = {**vars(member), "manifest": key}
         return {"members": members, "manifests": manifests, "founders": self.founders}
 
     def load(self, dumped: Mapping[str, Any]) -> None:

@@ -178,14 +178,16 @@ def test_who_was_lost_is_asked_again_while_the_run_waits(world, tmp_path):
 
 
 def test_a_roster_is_restored_and_shares_manifests():
-    """What many clients hold is written once, so that ten thousand cost little."""
+    """What many clients hold is written once and then held once, so that ten thousand cost
+    little."""
     manifest = {f"layer.{i}.A": (f"{i:032x}", [4, 32]) for i in range(50)}
     roster = Roster()
     roster.members = {
-        f"c{i}": Member(i, 10, 4, 2.0, "0003-1", manifest, 3) for i in range(100)
+        f"c{i}": Member(i, 10, 4, 2.0, "0003-1", {**manifest}, 3) for i in range(100)
     } | {"new": Member(100, 1, 2, 1.0)}  # fmt: skip
     dumped = roster.dump()
     assert len(dumped["manifests"]) == 1
+    assert len({id(member.manifest) for member in roster.members.values()}) == 2
     again = Roster()
     again.load(dumped)
     assert again.members == roster.members

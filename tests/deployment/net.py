@@ -230,6 +230,7 @@ class Net:
             "run.min_clients": len(ROWS),
             "run.deadline": 240.0,
             "simulation.workers": 1,
+            "simulation.copies": 1,  # as on nodes, which train one client each
             **{k.replace("__", ".", 1): v for k, v in given.items()},
         }
         return self.world.tree(self.results, flat)

@@ -5,13 +5,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY := $(VENV)/.installed-ray
 PACKAGES := fedlora strategies clients server simulations tests deploy
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test test-slow test-faults test-compose lint clean
+.PHONY: setup demo test test-slow test-faults test-compose bench lint clean
 
 setup: $(STAMP)
 
@@ -46,6 +47,15 @@ test-faults: setup
 # The federation in containers; see deploy/test-compose.sh for what it needs.
 test-compose: setup
 	deploy/test-compose.sh
+
+# All benchmarks, twenty minutes at most on two cores; writes simulations/benchmarks/RESULTS.md.
+# Ray is what one of them compares with.
+$(RAY): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	@touch $@
+
+bench: setup $(RAY)
+	$(BIN)/python -m simulations.benchmarks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

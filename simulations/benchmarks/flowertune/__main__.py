@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -21,7 +22,7 @@ from simulations.benchmarks.flowertune.model import get_model
 
 def noted(log: Path, replies: list[RecordDict]) -> MetricRecord:
     """A round's line in the log, as its replies have all been averaged."""
-    metrics = [reply["metrics"] for reply in replies]
+    metrics: list[Any] = [reply["metrics"] for reply in replies]
     clients = [{"worker": m["worker"], "seconds": m["seconds"]} for m in metrics]
     with log.open("a") as file:
         file.write(json.dumps({"ended": time.time(), "clients": clients}) + "\n")

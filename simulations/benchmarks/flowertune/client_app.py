@@ -3,6 +3,7 @@
 import os
 from itertools import chain, islice, repeat
 from time import perf_counter
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,15 +19,15 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Local training, from what the server sent."""
-    config = message.content["config"]
+    config: Any = message.content["config"]
     model = get_model(config["rank"])
-    set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
-    rows = load_data(config["data"], context.node_config["partition-id"])
-    loader = DataLoader(rows, config["batch-size"], shuffle=True, collate_fn=collate)
+    set_peft_model_state_dict(model, message.content.array_records["arrays"].to_torch_state_dict())
+    rows = load_data(config["data"], int(context.node_config["partition-id"]))
+    loader: Any = DataLoader(rows, config["batch-size"], shuffle=True, collate_fn=collate)
     started = perf_counter()
     batches = islice(chain.from_iterable(repeat(loader)), config["steps"])
     loss = fit(model, batches, config["lr"])
-    metrics = {
+    metrics: dict[str, Any] = {
         "loss": loss,
         "num-examples": len(rows),
         "seconds": perf_counter() - started,

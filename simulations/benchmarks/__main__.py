@@ -1,0 +1,102 @@
+"""Run all benchmarks, each as a process of its own, and write RESULTS.md.
+
+    python -m simulations.benchmarks
+
+Twenty minutes at most on two cores. A benchmark that fails is named in the file, the others are run
+all the same, and the exit code is 1; a target that is missed is said and is no failure.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simulations.benchmarks.machine import machine, versions
+
+BENCHMARKS = ["engine", "scale", "aggregation", "exact", "overhead"]
+RESULTS = Path(__file__).with_name("RESULTS.md")
+TIMEOUT = 1200.0  # seconds of one benchmark
+
+Report = dict[str, Any]
+
+
+def measured(name: str, folder: Path, options: Sequence[str]) -> Report | str:
+    """A benchmark's report, or in words why it gave none; its tables go to the terminal."""
+    path = folder / f"{name}.json"
+    command = [sys.executable, "-m", f"simulations.benchmarks.{name}", "--json", str(path)]
+    try:
+        code = subprocess.run([*command, *options], timeout=TIMEOUT).returncode
+    except subprocess.TimeoutExpired:
+        return f"it took more than {TIMEOUT:.0f} seconds"
+    if code:
+        return f"it ended with exit code {code}"
+    try:
+        report: Report = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "it wrote no report"
+    return report
+
+
+def written(reports: dict[str, Report | str], seconds: float) -> str:
+    """RESULTS.md."""
+    good = {name: report for name, report in reports.items() if isinstance(report, dict)}
+    lines = [
+        "# What the benchmarks measured",
+        "",
+        f"Written by `make bench` in {seconds / 60:.1f} minutes. Ratios were measured side by side"
+        " in one run.",
+        "",
+        *_table(["machine", ""], [[*pair] for pair in machine().items()]),
+        *_table(["version", ""], [[*pair] for pair in versions().items()]),
+        "## Targets",
+        "",
+        *_table(
+            ["benchmark", "what", "target", "measured", "met"],
+            [
+                [name, t["what"], t["target"], t["measured"], "yes" if t["met"] else "**missed**"]
+                for name, report in good.items()
+                for t in report["targets"]
+            ],
+        ),
+    ]
+    if failed := {name: why for name, why in reports.items() if isinstance(why, str)}:
+        lines += ["## Failed", "", *(f"- `{name}`: {why}" for name, why in failed.items()), ""]
+    for name, report in good.items():
+        lines += [f"## {report['title']}", ""]
+        lines += [f"`python -m simulations.benchmarks.{name}`, {report['seconds']:.0f} s", ""]
+        for table in report["tables"]:
+            lines += [f"**{table['title']}**", "", *_table(table["columns"], table["rows"])]
+        lines += [*(f"- {note}" for note in report["notes"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |" for row in cells] + [""]
+
+
+def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int:
+    parser = argparse.ArgumentParser(description="Run all benchmarks and write RESULTS.md.")
+    parser.add_argument("--quick", action="store_true", help="a check that all run; no results")
+    given = parser.parse_args(arguments)
+    reports, started = {}, time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fedlora-") as folder:
+        for name in BENCHMARKS:
+            print(f"\n== {name}", flush=True)
+            reports[name] = measured(name, Path(folder), ["--quick"] * given.quick)
+    failed = [name for name, report in reports.items() if isinstance(report, str)]
+    if not given.quick:
+        results.write_text(written(reports, time.monotonic() - started), "utf-8")
+        print(f"results: {results.name}")
+    for name in failed:
+        print(f"error: {name}: {reports[name]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

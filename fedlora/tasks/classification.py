@@ -20,6 +20,9 @@ from fedlora.pieces import padded
 from fedlora.streams import forked
 from fedlora.tasks.encoded import Encoded
 
+ROWS = 1024  # tokenised at once, as lists of numbers take many times the memory of tensors
+EMPTY = torch.empty(0, dtype=torch.int32)
+
 
 class Classification:
     """Sequence classification with any model that `AutoModelForSequenceClassification` loads.
@@ -64,18 +67,19 @@ class Classification:
 
     def encode(self, rows: Dataset) -> Encoded:
         """Tokenise rows with the columns text (str) and label (int), cut at max_length tokens."""
-        columns = rows[:]
-        inputs: dict[str, list[list[int]]] = {name: [] for name in self.tokenizer.model_input_names}
-        if columns["text"]:  # tokenizers fail on an empty list
-            inputs = self.tokenizer(columns["text"], truncation=True, max_length=self.max_length)
-        lengths = [len(row) for row in inputs["input_ids"]]
+        names = [] if len(rows) else self.tokenizer.model_input_names
+        inputs: dict[str, list[Tensor]] = {name: [EMPTY] for name in names}
+        lengths: list[int] = []
+        for some in rows.iter(ROWS):
+            tokens = self.tokenizer(some["text"], truncation=True, max_length=self.max_length)
+            lengths += [len(row) for row in tokens["input_ids"]]
+            for name, table in tokens.items():
+                flat = torch.tensor([x for row in table for x in row], dtype=torch.int32)
+                inputs.setdefault(name, []).append(flat)
         return Encoded(
-            inputs={
-                name: torch.tensor([x for row in table for x in row], dtype=torch.int32)
-                for name, table in inputs.items()
-            },
+            inputs={name: torch.cat(parts) for name, parts in inputs.items()},
             starts=np.cumsum([0, *lengths], dtype=np.int64),
-            labels=torch.tensor(columns["label"], dtype=torch.int64),
+            labels=torch.tensor(rows["label"][:], dtype=torch.int64),
             rows=np.arange(len(lengths)),
         )
 

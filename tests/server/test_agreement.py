@@ -85,15 +85,16 @@ class Nodes:
 
     def __init__(self, inner, clients):
         self.inner, self.clients, self.asked = inner, clients, []
-        self.silent = set()
+        self.silent, self.open = set(), {}
 
     def get_node_ids(self):
         return list(self.clients)
 
     def push_messages(self, messages):
-        self.open = {f"message-{i}": m for i, m in enumerate(messages)}
-        self.asked += [m.metadata.dst_node_id for m in self.open.values()]
-        return list(self.open)
+        new = {f"message-{i}": m for i, m in enumerate(messages, start=len(self.asked))}
+        self.open |= new
+        self.asked += [m.metadata.dst_node_id for m in new.values()]
+        return list(new)
 
     def pull_messages(self, ids):
         replies = []

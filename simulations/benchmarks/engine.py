@@ -23,6 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedlora import report
 from fedlora.config import Adapter, Config
 from simulations.benchmarks import throughput, whole_runs
 from simulations.benchmarks.throughput import LIMIT, PLAIN, STACKED, Compiled, Result, Setting
@@ -170,7 +171,7 @@ def show(made: dict[str, Any]) -> None:
         shown.add_column(header, justify="right" if i else "left", no_wrap=True)
     for row in made["rows"]:
         shown.add_row(*row)
-    Console().print(shown)
+    report.show(shown, Console())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "rows": [[t["what"], t["target"], t["measured"], str(t["met"])] for t in targets],
         }
     )
-    report = {
+    told = {
         "benchmark": "engine",
         "title": "Training many clients",
         "seconds": perf_counter() - start,
@@ -222,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "raw": raw,
     }
     if given.json:
-        given.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        given.json.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,10 @@ def _clients(u: Uploads) -> Iterator[tuple[float, Tensor, Tensor]]:
 
 def _dense_mean(u: Uploads) -> Tensor:
     """Σ p_i B_i A_i, without s."""
-    return reduce(torch.add, (p * (b @ a) for p, b, a in _clients(u)))
+    W = u.B_bar.new_zeros(u.B_bar.shape[0], u.A_bar.shape[1])
+    for p, b, a in _clients(u):
+        W += p * (b @ a)
+    return W
 
 
 def _leading(W: Tensor, rank: int) -> Factors:

@@ -44,9 +44,11 @@ def changes(strategy: Strategy, hook: str, result: Any, state: Mapping[str, Tens
     if removed:
         result = {k: t for k, t in result.items() if t is not None}
     kept = checked(strategy, hook, result)
-    layers = {module_of(name) for name in state}
     for name, tensor in kept.items():
-        if is_memory(name) or (part_of(name) in RESIDUAL and module_of(name) in layers):
+        known = state.get(name)
+        if (known is not None and known.shape == tensor.shape) or is_memory(name):
+            continue
+        if part_of(name) in RESIDUAL and module_of(name) in {module_of(k) for k in state}:
             continue
         if name not in state:
             raise MethodError(

@@ -3,6 +3,8 @@
 `Encoded` is what a task's rows are asked to be, written as lists.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,12 +66,24 @@ class Task:
 
 
 def adapter(architecture: str, kind: str, **fields: object) -> Adapter:
-    """Of rank 4, without any dropout."""
+    """Of rank 4, without any dropout, the model's own included, unless it is asked for."""
     made = tiny.adapter(architecture, kind, **fields)
     for module in made.model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) and not fields.get("dropout"):
             module.p = 0.0
     return made
+
+
+def doubled(made: Adapter) -> None:
+    """All in float64, what is loaded later too."""
+    load = made.load
+
+    def load_double(*arguments: Any) -> None:
+        load(*arguments)
+        made.model.double()
+
+    made.load = load_double  # type: ignore[method-assign]
+    made.model.double()
 
 
 def state(made: Adapter, client: int, rank: int = 4, residual: bool = False) -> Tensors:

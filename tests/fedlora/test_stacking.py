@@ -17,18 +17,6 @@ __all__ = ["in_float64"]  # a fixture
 SIZES = [9, 2, 14]  # rows: the second has less than a batch
 
 
-def doubled(made):
-    """All in float64, what is loaded later too."""
-    load = made.load
-
-    def load_double(*arguments):
-        load(*arguments)
-        made.model.double()
-
-    made.load = load_double
-    made.model.double()
-
-
 def one_by_one(made, members, parts, settings):
     """The oracle: each client alone."""
     found = []
@@ -66,7 +54,7 @@ def test_each_client_ends_where_it_would_alone(architecture, kind, optimizer, in
     a scale that is not the default."""
     made = lengths.adapter(architecture, kind)
     members = lengths.members(made, SIZES, residual=True)
-    doubled(made)
+    lengths.doubled(made)
     settings = lengths.train_settings(optimizer=optimizer, clip=0.5, weight_decay=0.1)
     agree(made, members, made.parts, settings, 1e-10)
 
@@ -83,7 +71,7 @@ def test_mixed_ranks(optimizer, in_float64):
     """Ranks 4, 1 and 2 in one stack, each at its own scale, decayed and clipped; in float64."""
     made = lengths.adapter("llama", "lora")
     members = lengths.members(made, SIZES, ranks=[1, 4, 2])
-    doubled(made)
+    lengths.doubled(made)
     settings = lengths.train_settings(optimizer=optimizer, clip=0.5, weight_decay=0.1)
     agree(made, members, made.parts, settings, 1e-10)
 
@@ -94,7 +82,7 @@ def test_unequal_steps(optimizer, in_float64):
     even by AdamW's moments."""
     made = lengths.adapter("bert", "lora")
     members = lengths.members(made, SIZES)
-    doubled(made)
+    lengths.doubled(made)
     settings = lengths.train_settings(optimizer=optimizer, steps=None)
     got = agree(made, members, made.parts, settings, 1e-10)
     assert [told.steps for _, told in got] == [3, 1, 4]
@@ -108,7 +96,7 @@ def test_frozen_parts_differ_too(kind, parts, in_float64):
     trained comes back."""
     made = lengths.adapter("roberta", kind)
     members = lengths.members(made, SIZES)
-    doubled(made)
+    lengths.doubled(made)
     got = agree(made, members, parts, lengths.train_settings(), 1e-10)
     assert {part_of(name) for name in got[0][0]} == parts
 
@@ -119,7 +107,7 @@ def test_clipping_is_each_clients_own(in_float64):
     members = lengths.members(made, SIZES)
     loud = members[1].tensors
     loud |= {k: 10 * t for k, t in loud.items() if part_of(k) in "AB"}
-    doubled(made)
+    lengths.doubled(made)
     agree(made, members, made.parts, lengths.train_settings(optimizer="sgd", clip=2.0), 1e-10)
 
 
@@ -140,7 +128,7 @@ def test_memory_bounds_every_pass(in_float64):
     """With room for few tokens a step takes many passes, and ends the same."""
     made = lengths.adapter("bert", "lora")
     members = lengths.members(made, SIZES)
-    doubled(made)
+    lengths.doubled(made)
     agree(made, members, made.parts, lengths.train_settings(), 1e-10, most=40)
     task = lengths.Task()
     stacking.train(task, made, members, made.parts, lengths.train_settings(), 40)
@@ -157,6 +145,9 @@ def test_the_same_bits_again(global_rng_untouched):
     runs = [stacking.train(lengths.Task(), made, members, made.parts, settings) for _ in range(2)]
     for (one, _), (other, _) in zip(*runs, strict=True):
         assert all(torch.equal(t, other[k]) for k, t in one.items())
+    still = lengths.adapter("bert", "lora")
+    (off, _), *_ = stacking.train(lengths.Task(), still, members, still.parts, settings)
+    assert not any(torch.equal(t, off[k]) for k, t in runs[0][0][0].items())
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -164,11 +155,11 @@ def test_scores_are_each_clients_own(kind, in_float64, global_rng_untouched):
     """Stacked or one after another, whatever the ranks; a client without rows has none."""
     made = lengths.adapter("gpt2", kind)
     members = lengths.members(made, [9, 3, 0, 14], [1, 4, 2, 3] if kind == "lora" else None)
-    doubled(made)
+    lengths.doubled(made)
     got = stacking.evaluate(lengths.Task(), made, members)
     for m, found in zip(members, got, strict=True):
         made.load(m.tensors, m.scale)
-        doubled(made)
+        lengths.doubled(made)
         truth = evaluate(lengths.Task(), made.model, m.encoded)
         assert found.rows == truth.rows == len(m.encoded)
         assert (found.score, found.loss) == pytest.approx((truth.score, truth.loss), nan_ok=True)

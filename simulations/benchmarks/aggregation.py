@@ -28,7 +28,8 @@ from simulations.benchmarks import updates
 from simulations.benchmarks.timing import Spread, alternated, spread
 from simulations.benchmarks.updates import Load, Shapes
 
-FEDLORA, MANY, NUMPY, FLOWER, ADD = "fedlora", "fedlora, more", "numpy", "Flower's FedAvg", "add"
+FEDLORA, MANY, SCREENED = "fedlora", "fedlora, more", "fedlora, screened"
+NUMPY, FLOWER, ADD = "numpy", "Flower's FedAvg", "add"
 WARM_UP = 1
 FASTER = {1: 4, 2: 8}  # to reach by threads: times Flower's rate
 SHARE, MOST = 0.5, 3  # to reach: of the addition's rate; updates of memory
@@ -37,8 +38,9 @@ MEMORY = ["who", "updates", "order", "most memory, in updates"]
 NOTES = [
     "Everybody starts from replies in memory as Flower's transport leaves them, fedlora and numpy"
     " from arrays' raw bytes, Flower's own strategy from numpy's format; the values are the same."
-    " Fedlora decodes, looks whether all is finite, and folds in client order; Flower's strategy is"
-    " called with all its replies; numpy sums p_i x_i over views of the bytes.",
+    " Fedlora decodes and folds in client order; Flower's strategy is called with all its replies;"
+    " numpy sums p_i x_i over views of the bytes. Screened: as in a run, each update is first"
+    " looked through for a value that is not finite, which neither of the others does.",
     "add: torch's in-place addition of decoded updates to a sum that is there; it reads an update,"
     " and reads and writes the sum. To look at an update before it is used is one more reading.",
     "Medians (quartiles) over turns; ratios are taken turn by turn. One thread: the process's time;"
@@ -81,8 +83,9 @@ def rates(load: Load, times: int, turns: int, threads: int) -> list[Rate]:
     sums = {k: torch.zeros_like(t) for k, t in load.state.items()}
     count, nbytes = len(load.ours), sum(4 * t.numel() for t in load.state.values())
     work: dict[str, tuple[int, Callable[[], object]]] = {
-        FEDLORA: (count, partial(updates.fedlora, load)),
-        MANY: (times * count, partial(updates.fedlora, load, times)),
+        FEDLORA: (count, partial(updates.fedlora, load, 1, False)),
+        MANY: (times * count, partial(updates.fedlora, load, times, False)),
+        SCREENED: (count, partial(updates.fedlora, load)),
         NUMPY: (count, partial(updates.plain_numpy, load)),
         FLOWER: (count, partial(updates.flower, load)),
         ADD: (count, partial(updates.add, decoded, sums)),
@@ -135,9 +138,9 @@ def targets(found: Sequence[Rate], taken: Sequence[Peak]) -> list[dict[str, Any]
     """What is to be reached, and what was."""
     told = []
     for rate in found:
-        if rate.who != FEDLORA:
+        if rate.who not in (FEDLORA, SCREENED):
             continue
-        on = f"{rate.threads} thread{'s' * (rate.threads > 1)}"
+        on = f"{rate.threads} thread{'s' * (rate.threads > 1)}" + rate.who.removeprefix(FEDLORA)
         times, share, wanted = rate.of_flower.median, rate.of_add.median, FASTER[rate.threads]
         told += [
             _target(f"of Flower's rate, {on}", times >= wanted, f"≥ {wanted}×", f"{times:.1f}×"),

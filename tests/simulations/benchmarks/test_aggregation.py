@@ -64,8 +64,9 @@ def test_it_says_everything_it_measured(
     aggregation.main(["--quick", "--json", str(path)])
     found, told = json.loads(path.read_text()), capsys.readouterr().out
     speed, held = found["tables"]
-    who = [aggregation.FEDLORA, aggregation.MANY, aggregation.NUMPY, aggregation.FLOWER]
-    assert [row[1] for row in speed["rows"]][:5] == [*who, aggregation.ADD]
+    ours = [aggregation.FEDLORA, aggregation.MANY, aggregation.SCREENED]
+    who = [*ours, aggregation.NUMPY, aggregation.FLOWER, aggregation.ADD]
+    assert [row[1] for row in speed["rows"]][:6] == who
     assert all(
         len(row) == len(table["columns"]) for table in (speed, held) for row in table["rows"]
     )
@@ -86,10 +87,11 @@ def test_targets_are_held_against_medians() -> None:
         for n, who, f, a in [
             (1, aggregation.FEDLORA, 4.0, 0.49),
             (1, aggregation.NUMPY, 1.0, 0.9),
+            (1, aggregation.SCREENED, 3.0, 0.6),
             (2, aggregation.FEDLORA, 7.9, 0.5),
         ]
     ]
     peaks = [Peak(aggregation.FEDLORA, 20, "x", 2.0), Peak(aggregation.FLOWER, 20, "x", 22.0)]
     found = aggregation.targets(rates, peaks)
-    assert [t["met"] for t in found] == [True, False, False, True, True]
-    assert [t["measured"] for t in found] == ["4.0×", "49%", "7.9×", "50%", "2.00"]
+    assert [t["met"] for t in found] == [True, False, False, True, False, True, True]
+    assert [t["measured"] for t in found] == ["4.0×", "49%", "3.0×", "60%", "7.9×", "50%", "2.00"]

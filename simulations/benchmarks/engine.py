@@ -3,7 +3,7 @@ against a Flower app on its Ray engine, two workers against one.
 
     python -m simulations.benchmarks.engine --json engine.json
 
-MiniLM with LoRA of rank 8 and a trained head, rows of the bundled data; about nine minutes on two
+MiniLM with LoRA of rank 8 and a trained head, rows of the bundled data; about eight minutes on two
 cores. Passes run on one thread, and on a GPU too where there is one; whole runs on two cores. Needs
 the extra `ray`. `--compile` adds the plain step by torch.compile: minutes more.
 """
@@ -33,7 +33,7 @@ CONFIG = Config(adapter=Adapter(kind="lora", rank=8))
 SETTINGS = [Setting(8, 1), Setting(8, 4), Setting(8, 16), Setting(32, 1)]
 NEAR_LIMIT = SETTINGS[1:]  # that are to come near the limit: they have rows enough a step
 COMPILED = [1, 16]  # rows of a batch
-ROWS, REPEATS = 128, 4  # of a piece; pieces
+ROWS, REPEATS = 128, 3  # of a piece; pieces
 RUNS, WORKER_RUNS = 2, 2  # of each contender
 RAY_LOAD, WORKER_LOAD = Load(), Load(clients=8)
 SLOWER, SHARE, FASTER, CHEAPER, WORKERS = 1.15, 0.85, 3.0, 20.0, 1.7  # to reach

@@ -19,7 +19,8 @@ def result(name: str, batch: int, clients: int, speed: float) -> Result:
 
 
 def results(stacked: float) -> list[Result]:
-    plain = [result(PLAIN, n, 0, 1000) for n in (1, 4, 8, 16, 32, LIMIT)]
+    plain = [result(PLAIN, n, 0, 1000) for n in (8, 32, LIMIT)]
+    plain += [result(PLAIN, n, 0, 10) for n in (1, 4, 16)]  # of one client's rows alone
     ours = [result(STACKED, s.batch, s.clients, stacked) for s in engine.SETTINGS]
     turns = [result(IN_TURN, s.batch, s.clients, 500) for s in engine.SETTINGS]
     return [*plain, result(POOLED, LIMIT, 1, 1250), *ours, *turns]

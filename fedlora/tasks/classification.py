@@ -70,16 +70,18 @@ class Classification:
         names = [] if len(rows) else self.tokenizer.model_input_names
         inputs: dict[str, list[Tensor]] = {name: [EMPTY] for name in names}
         lengths: list[int] = []
+        labels: list[int] = []
         for some in rows.iter(ROWS):
+            labels += some["label"]
             tokens = self.tokenizer(some["text"], truncation=True, max_length=self.max_length)
             lengths += [len(row) for row in tokens["input_ids"]]
             for name, table in tokens.items():
                 flat = torch.tensor([x for row in table for x in row], dtype=torch.int32)
                 inputs.setdefault(name, []).append(flat)
         return Encoded(
-            inputs={name: torch.cat(parts) for name, parts in inputs.items()},
+            inputs={name: torch.cat(inputs.pop(name)) for name in list(inputs)},
             starts=np.cumsum([0, *lengths], dtype=np.int64),
-            labels=torch.tensor(rows["label"][:], dtype=torch.int64),
+            labels=torch.tensor(labels, dtype=torch.int64),
             rows=np.arange(len(lengths)),
         )
 

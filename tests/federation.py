@@ -5,6 +5,7 @@ Words decide the label, each domain has its own words beside the common ones, an
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,15 @@ def make(root: Path) -> World:
     rows = [row(domain, i) for domain, count in ROWS.items() for i in range(count)]
     (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return World(root / "model", root / "rows.jsonl")
+
+
+def still(world: World, root: Path) -> World:
+    """The same without any dropout, whose masks differ with who shares a pass."""
+    shutil.copytree(world.model, root / "still")
+    path = root / "still" / "config.json"
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | off))
+    return World(root / "still", world.data)
 
 
 def row(domain: str, i: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Worker processes: the same bits as without them, and a death that costs one client a round."""
 
+import math
 import multiprocessing
 import os
 import textwrap
@@ -66,7 +67,9 @@ def reversed_threes(*kinds):
         held.clear()
         return replies
 
-    return Meddler(meddle)
+    meddler = Meddler(meddle)
+    meddler.window = math.inf  # as on a network: three are under way though nobody works on them
+    return meddler
 
 
 def assert_equal(one, other):
@@ -102,6 +105,33 @@ def test_a_worker_that_is_killed_is_replaced(world, folder, pool):
     assert [ran.row(n)["clients"] for n in (1, 2, 3)] == [3, 3, 3]
     undisturbed = federate(world, folder / "undisturbed", "mortal_method:Mortal", pool=pool)
     assert same(ran.state(3), undisturbed.state(3))
+
+
+def test_workers_change_no_bit_where_clients_share_passes(world, folder, pool):
+    """Who shares is the configuration's: two clients and one, at ranks of their own, with dropout
+    and AdamW."""
+    settings = {
+        "run__rounds": 2,
+        "run__keep": "all",
+        "simulation__copies": 2,
+        "strategy__ranks": [1, 2, 3],
+    }
+    here = federate(world, folder / "here", "fslora", **settings)
+    there = federate(world, folder / "there", "fslora", pool=pool, **settings)
+    assert all(same(here.state(n), there.state(n)) for n in range(3))
+    assert timeless(here.rows("client")) == timeless(there.rows("client"))
+
+
+def test_a_worker_that_is_killed_in_a_shared_pass_is_replaced(world, folder, pool):
+    """The next is given all that shared the pass: nobody has to be asked again, alone, which would
+    end in other bits."""
+    (folder / "died").unlink(missing_ok=True)
+    settings = {"pool": pool, "simulation__copies": 3}
+    ran = federate(world, folder / "killed-three", "mortal_method:Mortal", **settings)
+    assert (folder / "died").exists() and ran.watch.notes == []
+    undisturbed = federate(world, folder / "undisturbed-three", "mortal_method:Mortal", **settings)
+    assert same(ran.state(3), undisturbed.state(3))
+    assert timeless(ran.rows("client")) == timeless(undisturbed.rows("client"))
 
 
 def query(ttl: float) -> Message:

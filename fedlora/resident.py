@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from fedlora import data, tasks
+from fedlora import data, profile, tasks
 from fedlora.adapters import Adapter
 from fedlora.config import Config
 from fedlora.data.owned import own
@@ -46,6 +46,7 @@ class Resident:
         self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
     @cached_property
+    @profile.timed("load")
     def federation(self) -> data.Federation:
         seed = self.config.run.seed
         if self.node.data:
@@ -54,11 +55,13 @@ class Resident:
         return data.pool(federation) if self.config.data.pooled else federation
 
     @cached_property
+    @profile.timed("load")
     def task(self) -> tasks.Task:
         make = tasks.load(self.config.model.task)
         return make(self.config.model.name, self.federation.labels, self.config.data.max_length)
 
     @cached_property
+    @profile.timed("load")
     def adapter(self) -> Adapter:
         seed = self.config.run.seed
         adapter = Adapter(self.task.model(seed), self.config.adapter, seed)
@@ -86,6 +89,7 @@ class Resident:
         rows = self.encoded(self.federation.clients[0], "train")
         return max(1, int(memory * 1e6 / 2 / token_bytes(self.task, self.adapter, rows)))
 
+    @profile.timed("load")
     def load(self, view: Tensors, scale: float) -> None:
         """A whole adapter: the view, and where it says nothing what the adapter began with, so
         that nothing stays of whoever was loaded before. Raises MethodError where it cannot be."""
@@ -96,6 +100,7 @@ class Resident:
             raise MethodError(f"{where} gave what the adapter cannot hold: {e}") from None
 
     @cached_property
+    @profile.timed("load")
     def identity(self) -> dict[str, Any]:
         """What every node must agree on: labels, the base's weights, the tokenizer."""
         head = [k.removeprefix("head.") for k in self.adapter.initial() if k.startswith("head.")]
@@ -105,6 +110,7 @@ class Resident:
             "tokenizer": tokenizer_digest(self.task.tokenizer),
         }
 
+    @profile.timed("tokenise")
     def share(self, folder: Path) -> None:
         """Have the clients' rows, as tokens, in a file of this folder, which processes that do so
         too share. For a simulation: nobody's rows are to be on disk in another form."""
@@ -112,6 +118,7 @@ class Resident:
         self._table = table.mapped(folder, key, lambda: self._table)
         self.encoded.cache_clear()
 
+    @profile.timed("tokenise")
     def _encoded(self, client: str, split: str) -> Any:
         """Tokenised rows: a client's 'train' or 'heldout', the server's 'test' or 'public'."""
         if split in ("test", "public"):
@@ -132,7 +139,7 @@ class Resident:
     def _owned(self) -> NDArray[np.int64]:
         """The rows that clients own, in the pool's order, which is that of the table."""
         owned = [*self.federation.trained.values(), *self.federation.held.values()]
-        return np.sort(np.concatenate([np.empty(0, np.int64), *owned]))
+        return np.sort(np.asarray([row for rows in owned for row in rows], np.int64))
 
     def _rows_digest(self, client: str, split: str) -> str:
         """SHA-256 of a client's 'train' or 'heldout' rows."""

@@ -1,6 +1,5 @@
 """The ClientApp: Flower's messages to and from `clients.participant`."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 
@@ -31,7 +30,7 @@ def resident(context: Context) -> Resident:
     one. The clients of a simulation share one."""
     owner = owner_of(context.node_config)
     given = flat(context.run_config)
-    key = json.dumps([given, dict(context.node_config) if owner else None], sort_keys=True)
+    key = repr((sorted(given.items()), sorted(context.node_config.items()) if owner else None))
     if key not in _resident:
         if owner:
             config, strategy = owner.resolve(context.run_config)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fedlora import profile
 from fedlora.runs import save
 from fedlora.tensors import Tensors
 
@@ -44,12 +45,14 @@ class Store:
     def keep_own(self, own: Tensors, round: int, basis: int) -> None:
         self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
 
+    @profile.timed("store")
     def _load(self, name: str) -> Tensors:
         try:
             return load_file(self.path / f"{name}.safetensors")
         except (OSError, SafetensorError) as e:
             raise Missing(name.partition("-")[0], f"{name}: {e}") from None
 
+    @profile.timed("store")
     def _keep(self, kind: str, tensors: Tensors, tag: str, basis: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         save(tensors, self.path / f"{kind}{tag}.safetensors")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlora import pieces
+from fedlora import pieces, profile
 from fedlora.tasks import Score, Task
 
 
+@profile.timed("evaluate")
 @torch.inference_mode()
 def evaluate(task: Task, model: Any, encoded: Any, most: int | None = None) -> Score:
     """The model on all rows; its training mode is afterwards what it was.

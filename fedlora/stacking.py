@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config, pieces
+from fedlora import config, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
 from fedlora.evaluation import evaluating, score
@@ -75,13 +75,14 @@ def train(
             updater.zero_grad(set_to_none=True)
             for owner, indices in rows.cut(batch, costs):
                 share = torch.tensor([1 / len(batch[k]) for k in owner.tolist()]).to(total)
-                with stack.rows(owner):
+                with profile.span("forward and backward"), stack.rows(owner):
                     losses = task.losses(adapter.model, task.batch(rows.encoded, indices))
                     (losses * share).sum().backward()
                 total.index_add_(0, owner, losses.detach().to(total) * share)
-            if settings.clip is not None:
-                _clip(stack.leaves, settings.clip)
-            updater.step()
+            with profile.span("optimizer"):
+                if settings.clip is not None:
+                    _clip(stack.leaves, settings.clip)
+                updater.step()
             for k, own in batch.items():
                 seen[k] += len(own)
                 if step + 1 == steps[k]:
@@ -91,6 +92,7 @@ def train(
     return [(done[k], Trained(means[k], steps[k], seen[k])) for k in range(len(members))]
 
 
+@profile.timed("evaluate")
 def evaluate(
     task: Task, adapter: Adapter, members: Sequence[Member], most: int | None = None
 ) -> list[Score]:

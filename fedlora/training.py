@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlora import config, pieces
+from fedlora import config, pieces, profile
 from fedlora.streams import forked, stream
 from fedlora.tasks import Task
 
@@ -46,13 +46,15 @@ def train(
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             updater.zero_grad(set_to_none=True)
             for part in pieces.cut([encoded.length(i) for i in indices], costs):
-                batch = task.batch(encoded, [indices[i] for i in part])
-                loss = task.losses(model, batch).sum() / len(indices)
-                loss.backward()
+                with profile.span("forward and backward"):
+                    batch = task.batch(encoded, [indices[i] for i in part])
+                    loss = task.losses(model, batch).sum() / len(indices)
+                    loss.backward()
                 total += loss.detach()
-            if settings.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, settings.clip)
-            updater.step()
+            with profile.span("optimizer"):
+                if settings.clip is not None:
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
+                updater.step()
             steps += 1
             rows += len(indices)
     model.eval()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedlora import profile
 from fedlora.tensors import Tensors, part_of
 
 GROWS_ALONG = {"P": 1, "Q": 0}
@@ -33,10 +34,12 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
+@profile.timed("encode")
 def manifest(view: Tensors) -> Manifest:
     return {name: (digest(t), list(t.shape)) for name, t in view.items()}
 
 
+@profile.timed("encode")
 def difference(view: Tensors, target: Manifest, held: Manifest) -> Patch:
     """What to send so that a client with `held` has `view`, whose manifest is `target`."""
     tensors: Tensors = {}
@@ -67,6 +70,7 @@ def patched(held: Tensors, patch: Patch) -> Tensors:
     return view
 
 
+@profile.timed("encode")
 def fingerprint(entries: Manifest) -> str:
     """One digest for a whole view, by which client and server agree that it arrived."""
     text = "\n".join(f"{name} {entries[name]}" for name in sorted(entries))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedlora import profile
 from fedlora.tensors import Tensors, part_of
 
 RAW = "fedlora.raw"
@@ -44,11 +45,13 @@ class Parcel:
     received: int = 0  # bytes of the tensors as they came
 
 
+@profile.timed("encode")
 def encode(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> Tensors:
     """The tensors in the formats they cross in: `dtype` for the named parts, fp32 for the rest."""
     return {k: t.to(dtype if part_of(k) in parts else torch.float32) for k, t in tensors.items()}
 
 
+@profile.timed("encode")
 def pack(parcel: Parcel) -> RecordDict:
     """A parcel as Flower's records. Raises KeyError on a dtype that does not travel."""
     arrays = {
@@ -69,6 +72,7 @@ def pack(parcel: Parcel) -> RecordDict:
     )
 
 
+@profile.timed("encode")
 def unpack(content: RecordDict) -> Parcel:
     """Flower's records as a parcel in fp32, without metrics that are no finite number. Raises
     WireError naming the record or the tensor that is malformed."""

@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
-from fedlora import wire
+from fedlora import profile, wire
 from fedlora.wire import Parcel, WireError
 
 log = logging.getLogger("fedlora.server")
@@ -44,6 +44,7 @@ class Exchange:
 
     A grid may ask for `share` messages in a call, and that no more than a `window` of them be under
     way: then messages are made when their turn comes, and memory does not grow with their number.
+    One that `waits` for replies when it is asked for them is asked again at once.
     """
 
     def __init__(self, grid: Grid, deadline: float) -> None:
@@ -51,6 +52,7 @@ class Exchange:
         self.until = time.monotonic() + deadline
         self._share: int = getattr(grid, "share", 1)
         self._window: float = getattr(grid, "window", math.inf)
+        self._waits: bool = getattr(grid, "waits", False)
         self._open: dict[str, int] = {}
         self._unsent: list[int] = []
         self._waiting: Iterator[Message] = iter(())
@@ -89,7 +91,8 @@ class Exchange:
                 return
             while self._unsent:
                 yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
-            replies = list(self.grid.pull_messages(list(self._open)))
+            with profile.span("wait"):
+                replies = list(self.grid.pull_messages(list(self._open)))
             for reply in replies:
                 about = reply.metadata
                 node = self._open.pop(about.reply_to_message_id, None)
@@ -105,8 +108,9 @@ class Exchange:
                 self._open = {}
                 for node in late:
                     yield Answer(node, None, "no reply before the deadline")
-            elif not replies and self._open:
-                time.sleep(pause)
+            elif not replies and self._open and not self._waits:
+                with profile.span("wait"):
+                    time.sleep(pause)
 
 
 def _may_answer(node: int, reply: Message) -> set[int]:

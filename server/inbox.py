@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from fedlora import guard
+from fedlora import guard, profile
 from fedlora.mean import Mean
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
 from fedlora.tensors import Tensors
@@ -53,6 +53,7 @@ class Inbox:
         self._mean = Mean()
         self.arrivals: dict[str, Arrival] = {}
 
+    @profile.timed("aggregate")
     def accept(
         self,
         client: Client,
@@ -75,6 +76,7 @@ class Inbox:
             self._sent[client.id] = sent
         self._fold()
 
+    @profile.timed("aggregate")
     def refuse(self, client: str) -> None:
         """This client's turn passes: it failed, or its update was dropped."""
         self._out.add(client)

@@ -11,6 +11,7 @@ import torch
 from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
+from fedlora import profile
 from fedlora.evaluation import evaluate
 from fedlora.guard import called, changes, checked
 from fedlora.privacy.central import clipped
@@ -76,6 +77,7 @@ class Coordinator:
         if self.central:
             self.central.close()
 
+    @profile.timed("evaluate")
     def score(self, number: int) -> float | None:
         """The global model on the server's rows. A method that keeps parts on clients has one
         only before they differ."""
@@ -177,6 +179,7 @@ class Coordinator:
             outcome.inbox.refuse(reply.client)
         return outcome
 
+    @profile.timed("aggregate")
     def _fault(self, phase: Phase, reply: Reply, round: Round) -> str:
         """Why an update is dropped, or ""."""
         assert reply.parcel is not None
@@ -198,6 +201,7 @@ class Coordinator:
         upload = called(self.strategy, "upload", trainable, client, round)
         return checked(self.strategy, "upload", upload)
 
+    @profile.timed("aggregate")
     def _aggregate(self, inbox: Inbox, number: int) -> None:
         usable, wanted = len(inbox.arrivals), self.config.run.min_replies
         self.observer.phase(number, "aggregate", 0)
@@ -230,12 +234,14 @@ class Coordinator:
                 if reply.parcel:
                     scores[reply.client] = dict(reply.parcel.metrics)
                 self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
-            score = scored.result()
+            with profile.span("evaluate"):
+                score = scored.result()
         scores = {c: scores[c] for c in sorted(scores)}
         if self.local:
             score = mean(scores, "global", dict.fromkeys(scores, 1.0))
         return score, scores
 
+    @profile.timed("checkpoint")
     def _keep_updates(self, phase: Phase, inbox: Inbox, aside: Path) -> None:
         """Everything sent and received, to check the method by hand."""
         weights = inbox.weights()
@@ -259,8 +265,10 @@ class Coordinator:
     def _commit(self, number: int, rows: list[Row], aside: Path) -> None:
         memory = {"roster": self.roster.dump()}
         checkpoint = Checkpoint(number, self.state, memory, rows)
-        self.run.commit(checkpoint, aside, self.config.run.keep)
+        with profile.span("checkpoint"):
+            self.run.commit(checkpoint, aside, self.config.run.keep)
         self.observer.round(rows[0])
+        profile.mark(number)
 
     def _at(self, number: int, purpose: Purpose) -> Round:
         return Round(number, purpose, self.config.run.seed, self.config.run.wire_dtype)

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlora import profile
 from fedlora.config import Config
 from fedlora.settings import to_flat
 from simulations.pool import Job, Pool
@@ -34,6 +35,7 @@ class InProcessGrid(Grid):
     """
 
     closed = True
+    waits = True
 
     def __init__(self, config: Config, clients: int, state_dir: Path, pool: Pool) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
@@ -68,15 +70,18 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids, copies, contexts = [], [], []
-        for message in messages:
-            proto = message_to_proto(message)
-            proto.metadata.message_id = id = f"message-{next(self._numbers)}"
-            copies.append(message_from_proto(proto))
-            contexts.append(self._context(message.metadata.dst_node_id))
-            ids.append(id)
-        if copies:
-            job = Job(copies, contexts, self._replies)
+        ids, payloads, contexts = [], [], []
+        until, round = 0.0, ""
+        with profile.span("encode"):
+            for message in messages:
+                about, proto = message.metadata, message_to_proto(message)
+                proto.metadata.message_id = id = f"message-{next(self._numbers)}"
+                payloads.append(proto.SerializeToString())
+                contexts.append(self._context(about.dst_node_id))
+                until, round = max(until, about.created_at + about.ttl), about.group_id
+                ids.append(id)
+        if payloads:
+            job = Job(payloads, contexts, self._replies, until, round)
             if self._pool.workers:
                 self._pool.submit(job)
             else:
@@ -125,6 +130,5 @@ class InProcessGrid(Grid):
 
     def _answered(self, job: Job) -> list[Message]:
         """Served here, over the same bytes as by a worker."""
-        copies = [message_from_proto(message_to_proto(m)) for m in job.messages]
-        replies = answers(copies, job.contexts)
+        replies = answers(job.messages, job.contexts)
         return [message_from_proto(message_to_proto(r)) for r in replies]

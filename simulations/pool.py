@@ -8,37 +8,44 @@ and the worker ends.
 """
 
 import json
-import multiprocessing
 import threading
 import time
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from flwr.app import Error, Message
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as Proto
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlora import profile
+from fedlora.profile import Profile, Seconds
+from simulations import nursery
 from simulations.worker import serve
 
 CRASHED = 8  # Flower's code for a client process that ended
 
 
 class Job(NamedTuple):
-    """Messages for clients that may share passes, each with the JSON-able context it is handled in,
-    and where to put the replies."""
+    """Messages for clients that may share passes, as bytes, each with the JSON-able context it is
+    handled in, where to put the replies, until when somebody waits for them, and their round."""
 
-    messages: list[Message]
+    payloads: list[bytes]
     contexts: list[dict[str, Any]]
     replies: "SimpleQueue[Message]"
+    until: float  # as time.time() has it
+    round: str
+
+    @property
+    def messages(self) -> list[Message]:
+        return [message_from_proto(Proto.FromString(payload)) for payload in self.payloads]
 
     @property
     def expired(self) -> bool:
-        """Whether their time to live is over, so that nobody waits for the answers."""
-        about = [m.metadata for m in self.messages]
-        return time.time() > max(x.created_at + x.ttl for x in about)
+        """Whether nobody waits for the answers any more."""
+        return time.time() > self.until
 
 
 class Pool:
@@ -47,8 +54,9 @@ class Pool:
     def __init__(self, workers: int, threads: int) -> None:
         self.workers, self.threads = workers, threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._processes: dict[str, SpawnProcess] = {}
+        self._processes: dict[str, ForkServerProcess] = {}
         self._closed = False
+        self._profile = profile.current()
         self._keepers = [
             threading.Thread(target=self._keep, daemon=True, name=f"worker-{i}")
             for i in range(workers)
@@ -57,6 +65,8 @@ class Pool:
     def __enter__(self) -> "Pool":
         # Outside a Flower run a Message can only be made once these are set.
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        if self.workers:
+            nursery.warm()
         for keeper in self._keepers:
             keeper.start()
         return self
@@ -77,15 +87,18 @@ class Pool:
     def _keep(self) -> None:
         """One thread a worker: hand it jobs, one at a time; start another where it died."""
         process, pipe = self._start()
+        since = time.perf_counter()
         while (job := self._jobs.get()) is not None and not self._closed:
             if job.expired:
                 continue
-            attempts = 1 if len(job.messages) == 1 else 2
+            attempts = 1 if len(job.payloads) == 1 else 2
             replies = None
             while replies is None and attempts:
                 attempts -= 1
                 try:
                     replies = _asked(pipe, job)
+                    if isinstance(self._profile, Profile):
+                        since = self._profiled(job.round, json.loads(pipe.recv_bytes()), since)
                 except (EOFError, OSError):
                     process.join()
                     if self._closed:
@@ -99,10 +112,21 @@ class Pool:
         pipe.close()
         process.join()
 
-    def _start(self) -> tuple[SpawnProcess, Connection]:
-        context = multiprocessing.get_context("spawn")
+    def _profiled(self, round: str, seconds: Seconds, since: float) -> float:
+        """Put down what a worker did since then; what it cannot know of, it took to start."""
+        now, name = time.perf_counter(), threading.current_thread().name
+        assert isinstance(self._profile, Profile)
+        rest = max(0.0, now - since - sum(seconds.values()))
+        kind = "wait" if name in self._profile.rounds else "load"
+        self._profile.add(name, round, {kind: rest})
+        self._profile.add(name, round, seconds)
+        return now
+
+    def _start(self) -> tuple[ForkServerProcess, Connection]:
+        context = nursery.context()
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self.threads), daemon=True)
+        arguments = (theirs, self.threads, self._profile is not None)
+        process = context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         self._processes[threading.current_thread().name] = process
@@ -112,6 +136,6 @@ class Pool:
 def _asked(pipe: Connection, job: Job) -> list[Message]:
     """A worker's replies to a job. Raises EOFError or OSError where it ends instead."""
     pipe.send_bytes(json.dumps(job.contexts).encode())
-    for message in job.messages:
-        pipe.send_bytes(message_to_proto(message).SerializeToString())
-    return [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in job.messages]
+    for payload in job.payloads:
+        pipe.send_bytes(payload)
+    return [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in job.payloads]

@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fedlora import profile
 
-def serve(pipe: Connection, threads: int) -> None:
-    """Answer messages until the pipe closes."""
+
+def serve(pipe: Connection, threads: int, profiled: bool) -> None:
+    """Answer messages until the pipe closes.
+
+    Args:
+        profiled: whether a job's replies are followed by the seconds since those before, by span.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it closes the pipe
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -26,12 +32,22 @@ def serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    recorder = profile.Recorder() if profiled else None
     try:
-        while True:
-            contexts = json.loads(pipe.recv_bytes())
-            messages = [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in contexts]
-            for reply in answers(messages, contexts):
-                pipe.send_bytes(message_to_proto(reply).SerializeToString())
+        with profile.recording(recorder):
+            while True:
+                with profile.span("wait"):
+                    contexts = json.loads(pipe.recv_bytes())
+                with profile.span("encode"):
+                    messages = [
+                        message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in contexts
+                    ]
+                replies = answers(messages, contexts)
+                with profile.span("encode"):
+                    for reply in replies:
+                        pipe.send_bytes(message_to_proto(reply).SerializeToString())
+                if recorder:
+                    pipe.send_bytes(json.dumps(recorder.taken()).encode())
     except (EOFError, OSError):
         return
 
@@ -40,7 +56,8 @@ def answers(messages: Sequence[Any], contexts: Sequence[dict[str, Any]]) -> list
     """The ClientApp's replies; orders that came together share passes through the model."""
     from flwr.app import Context, RecordDict
 
-    from clients.app import together
+    with profile.span("load"):
+        from clients.app import together
 
     asked = [
         (message, Context(state=RecordDict(), **context))

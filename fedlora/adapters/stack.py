@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedlora import profile
 from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.stacked import stacked
 from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of
@@ -33,6 +34,7 @@ class Stack:
         scales: (K,), or None where they are the same.
     """
 
+    @profile.timed("load")
     def __init__(
         self,
         adapter: Adapter,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedlora import config, pieces
+from fedlora import config, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
 from fedlora.config.privacy import Privacy
@@ -85,6 +85,7 @@ def _parameters(stack: Stack, k: int) -> dict[str, nn.Parameter]:
     }
 
 
+@profile.timed("forward and backward")
 def _gradients(
     task: Task, stack: Stack, encoded: object, owner: Tensor, indices: list[int]
 ) -> Tensors:

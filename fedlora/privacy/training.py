@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config
+from fedlora import config, profile
 from fedlora.adapters import Adapter
 from fedlora.config.privacy import Privacy
 from fedlora.privacy import norms
@@ -86,6 +86,7 @@ class Updates:
         self._updater.zero_grad()
         return next(self._samples, None)
 
+    @profile.timed("optimizer")
     def take(self, last: bool) -> None:
         """Clip the rows' gradients in `grad_sample` and add them to the step's sum; once the last
         of the step's rows are in, add noise and move the parameters."""
@@ -131,8 +132,9 @@ def train(
         while (drawn := updates.draw()) is not None:
             pieces = _pieces(drawn, privacy.physical_batch)
             for piece in pieces:
-                losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
-                gradients(losses, len(piece))
+                with profile.span("forward and backward"):
+                    losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
+                    gradients(losses, len(piece))
                 updates.take(piece is pieces[-1])
             if not drawn:
                 updates.take_none()

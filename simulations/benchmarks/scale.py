@@ -29,6 +29,7 @@ from simulations.benchmarks.watched import Watched, watched
 MB = 1e6
 WORKERS = 2
 ROUNDS = 6
+ASKED = 120  # clients in all the rounds of a run, of two at least: memory has settled by then
 SHARE = 0.10  # to reach: how much more the largest may take than the smallest
 COLUMNS = ["clients", "sampled", "parent", "worker", "together", "a round", "start-up"]
 NOTES = [
@@ -116,7 +117,8 @@ def measure(
         for i in range(len(sizes)):
             k = (turn + i) % len(sizes)
             size = sizes[k]
-            given = [*settings(size, rounds), f"data.name={data[size.clients]}", *more]
+            some = max(2, min(rounds, ASKED // size.sampled))
+            given = [*settings(size, some), f"data.name={data[size.clients]}", *more]
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 found[k].runs.append(watched(given, Path(place) / "run"))
     return found

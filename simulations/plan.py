@@ -34,7 +34,7 @@ def chosen(resident: Resident) -> tuple[Config, str]:
     memory = simulation.memory
     if memory is None:
         share = FREE * psutil.virtual_memory().available / max(1, workers(config))
-        memory = float(math.floor(share / 1e6))
+        memory = float(max(1, math.floor(share / 1e6)))
     copies, why = simulation.copies, ""
     if copies is None:
         why = _hindrance(resident)

@@ -5,7 +5,6 @@ Words decide the label, each domain has its own words beside the common ones, an
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +73,7 @@ class World:
         return settings.merged(small, nested)
 
 
-def make(root: Path) -> World:
+def make(root: Path, dropout: float = 0.1) -> World:
     """Write the model, its tokenizer and the rows into a new folder."""
     vocabulary = [*SPECIAL, *FILLERS, *(w for d in WORDS.values() for x in d.values() for w in x)]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, "[UNK]"))
@@ -91,19 +90,12 @@ def make(root: Path) -> World:
         model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(root / "model")
     with forked(0, "tests"):
-        BertModel(BertConfig(vocab_size=len(vocabulary), **SIZES)).save_pretrained(root / "model")
+        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        config = BertConfig(vocab_size=len(vocabulary), **SIZES, **drop)
+        BertModel(config).save_pretrained(root / "model")
     rows = [row(domain, i) for domain, count in ROWS.items() for i in range(count)]
     (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return World(root / "model", root / "rows.jsonl")
-
-
-def still(world: World, root: Path) -> World:
-    """The same without any dropout, whose masks differ with who shares a pass."""
-    shutil.copytree(world.model, root / "still")
-    path = root / "still" / "config.json"
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    path.write_text(json.dumps(json.loads(path.read_text()) | off))
-    return World(root / "still", world.data)
 
 
 def row(domain: str, i: int) -> dict[str, str]:

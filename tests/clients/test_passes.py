@@ -19,15 +19,16 @@ from fedlora.resident import Resident
 from fedlora.stacking import Member
 from fedlora.tensors import Tensors
 from fedlora.wire import Parcel
-from tests.federation import World, same, still
+from tests.federation import World, make, same
 
 CLIENTS = ("books", "films", "shops")
 
 
 @pytest.fixture(scope="module")
 def shared(world: World, tmp_path_factory: pytest.TempPathFactory) -> Resident:
+    """Without dropout, whose masks are others in company."""
     root = tmp_path_factory.mktemp("passes")
-    return resident(still(world, root), root)
+    return resident(make(root, dropout=0.0), root)
 
 
 def resident(world: World, root: Path, **given: object) -> Resident:

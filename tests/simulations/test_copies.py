@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedlora.tensors import Tensors
-from tests.federation import Crash, Ran, World, crash_at, federate, same, still
+from tests.federation import Crash, Ran, World, crash_at, federate, make, same
 
 CASES: dict[str, dict[str, Any]] = {
     "fedit": {},
@@ -33,7 +33,8 @@ SLOW = {"train__optimizer": "sgd", "train__lr": 0.1}
 
 @pytest.fixture(scope="module")
 def calm(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return still(world, tmp_path_factory.mktemp("copies"))
+    """Without dropout, whose masks are others in company."""
+    return make(tmp_path_factory.mktemp("copies"), dropout=0.0)
 
 
 def run(world: World, root: Any, case: str, copies: int, **given: Any) -> Ran:

@@ -22,12 +22,11 @@ def token_bytes(task: Task, adapter: Adapter, encoded: Any) -> int:
     adapter, with a gradient: counted on the longest of some rows, where attention costs most, and
     with dropout as in training, where attention keeps the weights of every pair of tokens."""
     row = max(range(len(encoded)), key=encoded.length)
-    frozen = {t.untyped_storage().data_ptr() for t in adapter.model.state_dict().values()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no place is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage
         return tensor
 
     stack = Stack(
@@ -36,6 +35,7 @@ def token_bytes(task: Task, adapter: Adapter, encoded: Any) -> int:
         [adapter.scaling.at(adapter.scaling.rank)] * 2,
         adapter.parts,
     )
+    frozen = {t.untyped_storage().data_ptr() for t in adapter.model.state_dict().values()}
     owner = torch.zeros(1, dtype=torch.int64, device=adapter.model.device)
     copies = stack.copies(owner)
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
@@ -46,6 +46,6 @@ def token_bytes(task: Task, adapter: Adapter, encoded: Any) -> int:
         del losses
     finally:
         adapter.model.eval()
-    activations = sum(n for place, n in kept.items() if place not in frozen)
+    activations = sum(s.nbytes() for place, s in kept.items() if place not in frozen)
     own = sum(t.numel() * t.element_size() for t in copies.values())
     return int((UNDER_WAY * activations + own) / pieces.padded(encoded.length(row)))

@@ -46,9 +46,10 @@ def test_it_is_the_same_whatever_came_before(global_rng_untouched: None) -> None
     made = lengths.adapter("bert", "lora", dropout=0.2)
     rows = lengths.rows(9, "footprint")
     before, first = traces(made), token_bytes(lengths.Task(), made, rows)  # type: ignore[arg-type]
-    made.model.train()
-    made.load(lengths.state(made, 1, rank=2), 0.3)
-    assert token_bytes(lengths.Task(), made, rows) == first > 0  # type: ignore[arg-type]
+    for rank in (2, 1, 3, 2, 1):  # what this frees may be where the next pass allocates
+        made.model.train()
+        made.load(lengths.state(made, 1, rank), 0.3)
+        assert token_bytes(lengths.Task(), made, rows) == first > 0  # type: ignore[arg-type]
     made.trainable(made.parts)
     assert traces(made) == before
 

@@ -128,7 +128,10 @@ def _assemble(store: Store, order: Order, parcel: Parcel) -> Tensors:
     if views.fingerprint(views.manifest(view)) != order.fingerprint:
         raise Missing("view", f"the view built on {order.basis or 'nothing'} is not the server's")
     own = store.own(order.own) if order.own else {}
-    store.keep_view(view, order.tag, order.basis)
+    if order.basis and not parcel.tensors and view.keys() == held.keys():
+        store.keep_same_view(order.tag, order.basis)
+    else:
+        store.keep_view(view, order.tag, order.basis)
     return {**view, **own}
 
 

@@ -8,6 +8,7 @@ The server names what it builds on, so a round that is repeated starts from befo
 only the newest older one is kept, in case the server has to fall back a round.
 """
 
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -42,6 +43,21 @@ class Store:
     def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
         self._keep("view-", view, _plain(tag), _plain(basis))
 
+    @profile.timed("store")
+    def keep_same_view(self, tag: str, basis: str) -> None:
+        """The view `basis` under another name: the same file, as nobody writes into one."""
+        held, same = (self.path / f"view-{_plain(x)}.safetensors" for x in (basis, tag))
+        aside = same.with_name(f".{same.name}.{os.getpid()}")
+        try:
+            os.link(held, aside)
+            os.replace(aside, same)
+        except OSError:  # not every file system knows links
+            self.keep_view(self.view(basis), tag, basis)
+        else:
+            self._prune("view-", _plain(tag), _plain(basis))
+        finally:
+            aside.unlink(missing_ok=True)  # it is still there where both were one file before
+
     def keep_own(self, own: Tensors, round: int, basis: int) -> None:
         self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
 
@@ -56,6 +72,9 @@ class Store:
     def _keep(self, kind: str, tensors: Tensors, tag: str, basis: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         save(tensors, self.path / f"{kind}{tag}.safetensors")
+        self._prune(kind, tag, basis)
+
+    def _prune(self, kind: str, tag: str, basis: str) -> None:
         names = sorted(p.name for p in self.path.glob(f"{kind}*.safetensors"))
         older = [n for n in names if n < f"{kind}{basis or tag}.safetensors"]
         for name in older[:-1]:

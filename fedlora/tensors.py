@@ -45,6 +45,14 @@ def modules(tensors: Iterable[str], part: str) -> list[str]:
     return [module_of(k) for k in tensors if not is_memory(k) and part_of(k) == part]
 
 
+def place(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie, and how often they were written over: while it is held, one
+    with the same place has the same values."""
+    shape = tensor.dtype, tensor.shape, tensor.stride()
+    writes = object() if tensor.is_inference() else tensor._version  # which those do not count
+    return tensor.device, tensor.data_ptr(), *shape, writes
+
+
 def nbytes(tensors: Tensors) -> int:
     """Bytes of all tensors, in the formats they have."""
     return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -6,13 +6,14 @@ only the tail is sent where the beginning is known.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedlora import profile
-from fedlora.tensors import Tensors, part_of
+from fedlora.tensors import Tensors, part_of, place
 
 GROWS_ALONG = {"P": 1, "Q": 0}
 
@@ -34,13 +35,33 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
+class Digests:
+    """`digest`, once for tensors that are the same values in memory, as many clients are sent.
+
+    It holds on to the tensors: else other values might come to lie in their place.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[Tensor, str]] = {}
+
+    def __call__(self, tensor: Tensor) -> str:
+        if (key := place(tensor)) not in self._known:
+            self._known[key] = tensor, digest(tensor)
+        return self._known[key][1]
+
+
 @profile.timed("encode")
-def manifest(view: Tensors) -> Manifest:
+def manifest(view: Tensors, digest: Callable[[Tensor], str] = digest) -> Manifest:
     return {name: (digest(t), list(t.shape)) for name, t in view.items()}
 
 
 @profile.timed("encode")
-def difference(view: Tensors, target: Manifest, held: Manifest) -> Patch:
+def difference(
+    view: Tensors,
+    target: Manifest,
+    held: Manifest,
+    digest: Callable[[Tensor], str] = digest,
+) -> Patch:
     """What to send so that a client with `held` has `view`, whose manifest is `target`."""
     tensors: Tensors = {}
     keep: list[str] = []
@@ -51,7 +72,7 @@ def difference(view: Tensors, target: Manifest, held: Manifest) -> Patch:
             tensors[name] = tensor
         elif held[name] == target[name]:
             keep.append(name)
-        elif axis is not None and _begins_with(tensor, held[name], axis):
+        elif axis is not None and _begins_with(tensor, held[name], axis, digest):
             had = held[name][1][axis]
             tensors[name] = tensor.narrow(axis, had, tensor.shape[axis] - had)
             tails.append(name)
@@ -77,7 +98,9 @@ def fingerprint(entries: Manifest) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _begins_with(tensor: Tensor, held: tuple[str, list[int]], axis: int) -> bool:
+def _begins_with(
+    tensor: Tensor, held: tuple[str, list[int]], axis: int, digest: Callable[[Tensor], str]
+) -> bool:
     known, shape = held
     if len(shape) != tensor.dim() or shape[axis] >= tensor.shape[axis]:
         return False

@@ -17,7 +17,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora import profile
-from fedlora.tensors import Tensors, part_of
+from fedlora.tensors import Tensors, part_of, place
 
 RAW = "fedlora.raw"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,21 +51,38 @@ def encode(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> Tens
     return {k: t.to(dtype if part_of(k) in parts else torch.float32) for k, t in tensors.items()}
 
 
+class Arrays:
+    """Tensors as Flower's arrays. Those of the call before are used again where tensors are the
+    same values in memory, as many clients in a row are sent."""
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[object, ...], tuple[torch.Tensor, Array]] = {}
+
+    def __call__(self, tensors: Tensors) -> dict[str, Array]:
+        """Raises KeyError on a dtype that does not travel."""
+        keys = {name: place(t) for name, t in tensors.items()}
+        self._latest = {
+            keys[name]: self._latest.get(keys[name]) or (t, _array(t))
+            for name, t in tensors.items()
+        }
+        return {name: self._latest[key][1] for name, key in keys.items()}
+
+
+def _array(t: torch.Tensor) -> Array:
+    return Array(
+        dtype=NAMES[t.dtype],
+        shape=tuple(t.shape),
+        stype=RAW,
+        data=t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+    )
+
+
 @profile.timed("encode")
-def pack(parcel: Parcel) -> RecordDict:
+def pack(parcel: Parcel, arrays: Arrays | None = None) -> RecordDict:
     """A parcel as Flower's records. Raises KeyError on a dtype that does not travel."""
-    arrays = {
-        name: Array(
-            dtype=NAMES[t.dtype],
-            shape=tuple(t.shape),
-            stype=RAW,
-            data=t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
-        )
-        for name, t in parcel.tensors.items()
-    }
     return RecordDict(
         {
-            "tensors": ArrayRecord(arrays),
+            "tensors": ArrayRecord((arrays or Arrays())(parcel.tensors)),
             "facts": ConfigRecord(parcel.facts),
             "metrics": MetricRecord(dict(parcel.metrics)),
         }

@@ -12,7 +12,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora import profile, wire
-from fedlora.wire import Parcel, WireError
+from fedlora.wire import Arrays, Parcel, WireError
 
 log = logging.getLogger("fedlora.server")
 LOST = {
@@ -35,8 +35,10 @@ class Answer:
     lost: bool = False  # on its way: the node or its process ended, the client itself did not fail
 
 
-def message(parcel: Parcel, node: int, kind: str, group: str, ttl: float) -> Message:
-    return Message(wire.pack(parcel), node, kind, group_id=group, ttl=ttl)
+def message(
+    parcel: Parcel, node: int, kind: str, group: str, ttl: float, arrays: Arrays | None = None
+) -> Message:
+    return Message(wire.pack(parcel, arrays), node, kind, group_id=group, ttl=ttl)
 
 
 class Exchange:

@@ -14,8 +14,8 @@ from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
 from fedlora.tensors import Tensors, nbytes, part_of
-from fedlora.views import Manifest, difference, fingerprint, manifest
-from fedlora.wire import Parcel, encode
+from fedlora.views import Digests, Manifest, difference, fingerprint, manifest
+from fedlora.wire import Arrays, Parcel, encode
 from server.exchange import Exchange, message
 from server.privacy import history
 from server.roster import Member, Roster
@@ -72,19 +72,20 @@ class Phase:
         self.roster, self.experiment, self.traffic = roster, experiment, traffic
         self.observer = observer
         self.sent: dict[str, Sent] = {}
+        self._digest = Digests()
 
     def run(
         self, clients: list[str], state: Tensors, round: Round, server_rows: bool = False
     ) -> Iterator[Reply]:
         """Send the orders, as many at once as the grid has room for; the replies, and further
         orders, are waited for as they are asked for, so that the server can work in between."""
-        exchange = Exchange(self.grid, self.config.run.deadline)
+        exchange, arrays = Exchange(self.grid, self.config.run.deadline), Arrays()
 
         def make(client: str) -> Message:
             parcel = self._order(client, state, round, server_rows)
             self.traffic.sent(client, nbytes(parcel.tensors))
             node, ttl = self.roster.nodes[client], self.config.run.deadline
-            return message(parcel, node, round.purpose, str(round.number), ttl)
+            return message(parcel, node, round.purpose, str(round.number), ttl, arrays)
 
         names = {self.roster.nodes[c]: c for c in clients}
         exchange.push(make(client) for client in clients)
@@ -132,8 +133,8 @@ class Phase:
     def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
         member = self.roster.members[client]
         view = view_of(self.strategy, self.trained, state, member, client, round)
-        held = manifest(view)
-        patch = difference(view, held, member.manifest)
+        held = manifest(view, self._digest)
+        patch = difference(view, held, member.manifest, self._digest)
         tag = f"{round.number:04d}-{int(round.purpose == 'evaluate')}"
         order = Order(
             experiment=self.experiment,

@@ -1,6 +1,7 @@
 """A client's disk: what the server may still build on is there, and no more."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,3 +86,19 @@ def test_names_from_elsewhere_lead_nowhere_else(tmp_path: Path) -> None:
     store.keep_view({"a": torch.zeros(1)}, "../../../y", "")
     assert [p.name for p in tmp_path.iterdir()] == ["root"]
     assert len(list((tmp_path / "root").rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_view_that_stays_the_same_has_another_name(store, monkeypatch, links):
+    """One file where links are known, else a copy; done again too; and what stands for the basis
+    is still there, whatever a later view is."""
+    if not links:
+        monkeypatch.setattr("os.link", Mock(side_effect=OSError))
+    store.keep_view(tensors(1), "0001-1", "")
+    for _ in range(2):
+        store.keep_same_view("0002-0", "0001-1")
+        assert float(store.view("0002-0")["layer.B"][0, 0]) == 1
+    held, same = sorted(store.path.iterdir())  # and nothing else is left
+    assert held.samefile(same) is links
+    store.keep_view(tensors(2), "0002-0", "0001-1")
+    assert float(store.view("0001-1")["layer.B"][0, 0]) == 1

@@ -98,3 +98,20 @@ def test_a_fingerprint_does_not_depend_on_order():
     assert not transposed.is_contiguous()
     one = views.fingerprint(views.manifest({"a": a, "b": b}))
     assert views.fingerprint(views.manifest({"b": b, "a": transposed})) == one
+
+
+def test_digests_are_those_of_the_values() -> None:
+    """Known ones are given again, and not where values were written over, nor where memory was
+    freed and holds another tensor."""
+    known = views.Digests()
+    one = torch.arange(6.0).view(2, 3)
+    assert known(one) == known(one.detach()) == views.digest(one)
+    assert known(one.T) == views.digest(one.T) != views.digest(one)
+    one.add_(1)
+    assert known(one) == views.digest(one)
+    for i in range(20):
+        assert known(torch.full((5,), float(i))) == views.digest(torch.full((5,), float(i)))
+    with torch.inference_mode():
+        free = torch.zeros(3)
+        assert known(free) == views.digest(free)
+        assert known(free.add_(1)) == views.digest(free)

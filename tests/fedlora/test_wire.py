@@ -130,3 +130,13 @@ def test_fp32_is_viewed_and_not_copied():
     start = np.frombuffer(record["x"].data, np.uint8).ctypes.data
     assert x.data_ptr() == start != y.data_ptr()
     assert torch.equal(x, y)
+
+
+def test_arrays_are_used_again_for_the_same_values_alone() -> None:
+    """Many clients in a row are sent the same tensors, and none another's."""
+    arrays, same = wire.Arrays(), torch.arange(3.0)
+    first = arrays({"x": same, "y": torch.zeros(2)})
+    second = arrays({"x": same.detach(), "y": torch.ones(2)})
+    assert second["x"] is first["x"] and second["y"].data == torch.ones(2).numpy().tobytes()
+    same.add_(1)
+    assert arrays({"x": same})["x"].data == same.numpy().tobytes()

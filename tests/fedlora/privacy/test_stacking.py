@@ -118,7 +118,7 @@ def test_a_step_in_which_a_client_drew_no_row(in_float64):
 def test_a_draw_larger_than_a_pass_may_be(in_float64):
     """physical_batch bounds the rows of a pass, of all clients together, and changes nothing."""
     made, members = made_of()
-    draws, settings = noises(0.8, [0.9] * 3), lengths.train_settings()
+    draws, settings = noises(0.8, [0.9] * 3), lengths.train_settings(steps=2)
     agree(made, members, draws, settings, private(physical_batch=2, statistics=True))
     rows = []
 
@@ -172,7 +172,7 @@ def test_clipping_is_a_rows_own(in_float64):
         found = alone(made, members, draws, made.parts, settings, privacy)
         return [told.clipped for _, told in found]
 
-    clip = next(c for c in (0.5 * 1.3**i for i in range(30)) if shares(c)[0] == 0)
+    clip = next(c for c in (0.5 * 1.5**i for i in range(20)) if shares(c)[0] == 0)
     assert shares(clip)[1] > 0.2
     privacy = private(statistics=True, clip=clip)
     agree(made, members, draws, settings, privacy)

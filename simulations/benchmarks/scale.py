@@ -3,8 +3,9 @@
     python -m simulations.benchmarks.scale --json scale.json
 
 FedSA, so that every client that was asked has a state, with MiniLM and rows of the bundled data,
-four a client. Runs of 100, 1,000 and 10,000 clients, 20 of them a round, and of 1,000 clients, 200
-of them a round. Each is a `fedlora run` with two workers, and they go by turns.
+four a client. Runs of 100, 1,000 and 10,000 clients, 20 of them a round; and of 1,000 clients, 20 a
+round for 20 rounds and 200 a round for two. Each is a `fedlora run` with two workers, and they go
+by turns.
 """
 
 import argparse
@@ -28,10 +29,8 @@ from simulations.benchmarks.watched import Watched, watched
 
 MB = 1e6
 WORKERS = 2
-ROUNDS = 6
-ASKED = 120  # clients in all the rounds of a run, of two at least: memory has settled by then
 SHARE = 0.10  # to reach: how much more the largest may take than the smallest
-COLUMNS = ["clients", "sampled", "parent", "worker", "together", "a round", "start-up"]
+COLUMNS = ["clients", "sampled", "rounds", "parent", "worker", "together", "a round", "start-up"]
 NOTES = [
     "MB: the proportional set size (PSS), in which a page that processes share counts by its share,"
     " or the resident set size where the system tells no other. Looked up ten times a second, from"
@@ -41,19 +40,23 @@ NOTES = [
     " process, everybody's greeting and the first score.",
     "Seconds a round: median (quartiles) of all rounds but each run's first.",
     "Ten clients share passes in all runs, since how many do is a setting of its own. One update is"
-    " what a client sends up; one that stayed in memory for every client would be 180 of them.",
+    " what a client sends up; one that stayed in memory for every client would be 180 of them. The"
+    " last two runs ask equally many clients in all: the more passes are drawn, the more memory the"
+    " largest takes.",
 ]
 
 
 class Size(NamedTuple):
-    """Clients in all, and of a round."""
+    """Clients in all, of a round, and rounds."""
 
     clients: int
     sampled: int
+    rounds: int
 
 
-SIZES = [Size(100, 20), Size(1000, 20), Size(10000, 20), Size(1000, 200)]
-QUICK = [Size(6, 2), Size(12, 2), Size(24, 2), Size(12, 4)]
+SIZES = [Size(100, 20, 6), Size(1000, 20, 6), Size(10000, 20, 6), Size(1000, 20, 20)]
+SIZES += [Size(1000, 200, 2)]
+QUICK = [Size(6, 2, 2), Size(12, 2, 2), Size(6, 2, 4), Size(6, 4, 2)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Found:
         return (max(of(run) for run in self.runs) - min(of(run) for run in self.runs)) / MB
 
 
-def settings(size: Size, rounds: int) -> list[str]:
+def settings(size: Size) -> list[str]:
     """Of a run: two steps of two rows a client and round."""
     return [
         "strategy.name=fedsa",
@@ -87,7 +90,7 @@ def settings(size: Size, rounds: int) -> list[str]:
         "data.holdout=0.25",
         "data.public=0",
         f"run.clients_per_round={size.sampled}",
-        f"run.rounds={rounds}",
+        f"run.rounds={size.rounds}",
         "train.steps=2",
         "train.batch_size=2",
         f"simulation.workers={WORKERS}",
@@ -107,9 +110,7 @@ def write(folder: Path, clients: int) -> Path:
     return folder
 
 
-def measure(
-    sizes: Sequence[Size], turns: int, rounds: int, more: Sequence[str], folder: Path
-) -> list[Found]:
+def measure(sizes: Sequence[Size], turns: int, more: Sequence[str], folder: Path) -> list[Found]:
     """Every size once a turn; whose turn begins goes round."""
     found = [Found(size, []) for size in sizes]
     data = {n: write(folder / f"rows-{n}", n) for n in {size.clients for size in sizes}}
@@ -117,8 +118,7 @@ def measure(
         for i in range(len(sizes)):
             k = (turn + i) % len(sizes)
             size = sizes[k]
-            some = max(2, min(rounds, ASKED // size.sampled))
-            given = [*settings(size, some), f"data.name={data[size.clients]}", *more]
+            given = [*settings(size), f"data.name={data[size.clients]}", *more]
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 found[k].runs.append(watched(given, Path(place) / "run"))
     return found
@@ -132,6 +132,7 @@ def table(found: Sequence[Found]) -> dict[str, Any]:
             [
                 f"{f.size.clients:,}",
                 f"{f.size.sampled}",
+                f"{f.size.rounds}",
                 f"{f.most(lambda run: run.parent):.0f}",
                 f"{f.most(lambda run: run.worker):.0f}",
                 f"{f.most(lambda run: run.together):.0f}",
@@ -149,8 +150,7 @@ def table(found: Sequence[Found]) -> dict[str, Any]:
 def targets(found: Sequence[Found]) -> list[dict[str, Any]]:
     """Registered clients: how much more the largest number takes than the least; sampled ones: the
     MB that many take over few, of which a difference as between equal runs says nothing."""
-    *registered, many = found
-    few = next(f for f in registered if f.size.clients == many.size.clients)
+    *registered, few, many = found
     made = []
     for what, values in (
         ("memory of all processes", [f.most(lambda run: run.together) for f in registered]),
@@ -217,10 +217,10 @@ def main(arguments: Sequence[str] | None = None, more: Sequence[str] = ()) -> No
     parser.add_argument("--quick", action="store_true", help="a few clients, two rounds, once")
     parser.add_argument("--json", type=Path, help="where to write the results")
     given = parser.parse_args(arguments)
-    sizes, turns, rounds = (QUICK, 1, 2) if given.quick else (SIZES, 2, ROUNDS)
+    sizes, turns = (QUICK, 1) if given.quick else (SIZES, 2)
     started = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(sizes, turns, rounds, more, Path(folder))
+        found = measure(sizes, turns, more, Path(folder))
     told = report(found, perf_counter() - started)
     show(told, Console())
     if given.json:

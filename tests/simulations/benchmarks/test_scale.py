@@ -22,7 +22,7 @@ def found(clients: int, sampled: int, together: int, worker: int, seconds: float
         Watched(300 * MB, (worker + d) * MB, (together + d) * MB, 9.0, [50.0, seconds], MB / 2)
         for d in (-1, 1)
     ]
-    return Found(Size(clients, sampled), runs)
+    return Found(Size(clients, sampled, 2), runs)
 
 
 def met(*sizes: Found) -> dict[str, bool]:
@@ -33,8 +33,8 @@ def test_targets_are_met_by_what_hardly_grows() -> None:
     """A tenth of memory and of time from the least to the most; many sampled clients one update
     beyond what equal runs differ by."""
     few = found(100, 20, 1000, 400, 2.0), found(1000, 20, 1090, 400, 2.1)
-    many = found(1000, 200, 2000, 402, 20.0)
-    told = scale.targets([*few, many])
+    many = found(1000, 20, 9000, 400, 9.0), found(1000, 200, 2000, 402, 20.0)
+    told = scale.targets([*few, *many])
     assert [t["met"] for t in told] == [True] * 4
     assert [t["measured"] for t in told][:3] == [
         "9.0% more",
@@ -42,25 +42,25 @@ def test_targets_are_met_by_what_hardly_grows() -> None:
         "+2.0 MB (equal runs: 2.0 MB apart)",
     ]
     assert told[2]["target"] == "≤ one update more (0.50 MB)"
-    assert not met(*few, found(1000, 200, 2000, 403, 20.0))["memory of a worker"]
-    grown = met(few[0], found(1000, 20, 1110, 400, 2.3), many)
+    assert not met(*few, many[0], found(1000, 200, 2000, 403, 20.0))["memory of a worker"]
+    grown = met(few[0], found(1000, 20, 1110, 400, 2.3), *many)
     assert not grown["memory of all processes"] and not grown["seconds a round"]
 
 
 def test_the_table_leaves_first_rounds_out() -> None:
     """Peaks are the runs' medians; the round in which clients first come is not the usual one."""
     row = scale.table([found(10000, 20, 1000, 400, 2.0)])["rows"][0]
-    assert row == ["10,000", "20", "300", "400", "1000", "2.00 (2.00–2.00)", "9.0"]
+    assert row == ["10,000", "20", "2", "300", "400", "1000", "2.00 (2.00–2.00)", "9.0"]
     assert len(row) == len(scale.COLUMNS)
 
 
 def test_every_client_has_four_rows_of_its_own(tmp_path: Path) -> None:
     """As many as there are, whatever the bundled data has, and no fewer for the settings' sake."""
-    size = Size(5000, 20)
+    size = Size(5000, 20, 3)
     folder = scale.write(tmp_path / "rows", size.clients)
     lines = (folder / "train.jsonl").read_text().splitlines()
     assert len(lines) == 4 * size.clients and {*json.loads(lines[-1])} >= {"text", "label"}
-    tree = settings.parse([*scale.settings(size, 3), f"data.name={folder}"])
+    tree = settings.parse([*scale.settings(size), f"data.name={folder}"])
     config, _ = settings.resolve(tree, strategies.load)
     assert (config.data.rows, config.run.clients_per_round, config.method) == (4, 20, "fedsa")
 
@@ -95,7 +95,7 @@ def test_a_run_is_watched(world: World, tmp_path: Path) -> None:
         'adapter.target_modules=["query"]',
         data,
     ]
-    run = watched.watched([*scale.settings(Size(6, 2), 2), *small], tmp_path / "run")
+    run = watched.watched([*scale.settings(Size(6, 2, 2)), *small], tmp_path / "run")
     assert len(run.rounds) == 2 and run.start > 0 and run.update == 2 * 4 * 32 * 4
     assert min(run.parent, run.worker) > 10 * MB and run.together > run.parent
     with pytest.raises(SystemExit, match=r"run\.rounds"):

@@ -48,6 +48,7 @@ def simulate(
     fresh = run is None
     run = run or RunDir.create(config)
     settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
+    resident.share(run.path / "clients")  # before workers look for it, each for itself
     grid = InProcessGrid(config, clients, run.path / "clients", pool)
     try:
         # One thread here too: the server works while the workers do, and idle OpenMP threads that

@@ -1,7 +1,6 @@
 """What a client does with an order: assemble its adapter, train or evaluate, keep what stays."""
 
 import math
-import time
 from dataclasses import replace
 
 import torch
@@ -81,7 +80,6 @@ def evaluate(
     """The client's own model on its held-out rows, and on the server's where that is asked.
 
     Under local privacy the first is noised and the second free: the model is private already."""
-    started = time.monotonic()
     try:
         tensors = _assemble(store, order, parcel)
     except Missing as e:
@@ -100,8 +98,6 @@ def evaluate(
     if order.server_rows and len(rows := resident.encoded("", "test")):
         found = yield Rate(replace(member, encoded=rows), "test")
         reply.metrics["global"] = found.score
-    if not privacy.on:
-        reply.metrics["seconds"] = time.monotonic() - started
     return reply
 
 
@@ -122,7 +118,7 @@ def _assemble(store: Store, order: Order, parcel: Parcel) -> Tensors:
     Raises Missing where its disk lacks what the server builds on."""
     held = store.view(order.basis) if order.basis else {}
     try:
-        view = views.patched(held, views.Patch(parcel.tensors, order.keep, order.tails))
+        view = views.patched(held, views.Patch(parcel.tensors, order.drop, order.tails))
     except KeyError as e:
         raise Missing("view", f"the view {order.basis} lacks {e}") from None
     if views.fingerprint(views.manifest(view)) != order.fingerprint:

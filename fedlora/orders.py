@@ -1,10 +1,12 @@
 """What the server asks of a client, and what a client answers, as facts beside the tensors."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from fedlora.strategy import Client, Purpose
 from fedlora.wire import Facts, Parcel, WireError
+
+OPTIONAL = {"own", "drop", "tails", "planned", "spent", "server_rows"}
 
 Status = Literal["ok", "stale", "spent", "error", "wrong"]
 
@@ -27,20 +29,23 @@ class Order:
     tag: str
     basis: str
     fingerprint: str
-    own: int
-    keep: list[str]
-    tails: list[str]
-    planned: int  # rounds that the run expects this client to take part in
-    spent: list[float]  # of its privacy, as far as the server knows: σ, q, steps; or nothing
+    own: int = 0
+    drop: list[str] = field(default_factory=list)
+    tails: list[str] = field(default_factory=list)
+    planned: int = 0  # rounds that the run expects this client to take part in, if it is private
+    # of its privacy, as far as the server knows: σ, q, steps; or nothing
+    spent: list[float] = field(default_factory=list)
     server_rows: bool = False  # evaluate on the server's rows too, where the client has them
 
     def facts(self) -> Facts:
-        return asdict(self)
+        """Without those that are empty and may be left out."""
+        return {k: v for k, v in asdict(self).items() if v or k not in OPTIONAL}
 
     @classmethod
     def read(cls, facts: Facts) -> "Order":
         try:
-            return cls(**{f.name: facts[f.name] for f in fields(cls)})
+            names = [f.name for f in fields(cls) if f.name in facts or f.name not in OPTIONAL]
+            return cls(**{name: facts[name] for name in names})
         except KeyError as e:
             raise WireError(f"the order lacks {e}") from None
 
@@ -52,4 +57,4 @@ def answer(status: Status, reason: str = "", **facts: object) -> Parcel:
     """A reply without tensors: `stale` asks for the whole view, `spent` says that no privacy
     budget is left, `error` is this client's failure,
     `wrong` a mistake of the method's, which is everybody's and ends the run."""
-    return Parcel({"status": status, "reason": reason, **facts})
+    return Parcel({"status": status, **({"reason": reason} if reason else {}), **facts})

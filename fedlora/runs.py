@@ -18,9 +18,9 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class RunDir:
         settings.write(config, aside / "config.toml")
         from fedlora import __version__
 
-        facts = {"experiment": uuid.uuid4().hex, "version": __version__}
+        facts = {"experiment": secrets.token_hex(8), "version": __version__}
         (aside / "run.json").write_text(json.dumps(facts), "utf-8")
         (aside / "metrics.jsonl").touch()
         aside.rename(path)

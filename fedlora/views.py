@@ -22,10 +22,11 @@ Manifest = dict[str, tuple[str, list[int]]]  # name -> digest, shape
 
 @dataclass(frozen=True)
 class Patch:
-    """The way from a held view to a new one: whole tensors, tails to append, names to keep."""
+    """The way from a held view to a new one: whole tensors, tails to append, names to drop. What
+    none of them names stays as it is."""
 
     tensors: Tensors
-    keep: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
     tails: list[str] = field(default_factory=list)
 
 
@@ -64,26 +65,25 @@ def difference(
 ) -> Patch:
     """What to send so that a client with `held` has `view`, whose manifest is `target`."""
     tensors: Tensors = {}
-    keep: list[str] = []
     tails: list[str] = []
     for name, tensor in view.items():
         axis = GROWS_ALONG.get(part_of(name))
         if name not in held:
             tensors[name] = tensor
         elif held[name] == target[name]:
-            keep.append(name)
+            continue
         elif axis is not None and _begins_with(tensor, held[name], axis, digest):
             had = held[name][1][axis]
             tensors[name] = tensor.narrow(axis, had, tensor.shape[axis] - had)
             tails.append(name)
         else:
             tensors[name] = tensor
-    return Patch(tensors, keep, tails)
+    return Patch(tensors, [name for name in held if name not in view], tails)
 
 
 def patched(held: Tensors, patch: Patch) -> Tensors:
-    """The new view. Raises KeyError where something to keep is not held."""
-    view = {name: held[name] for name in patch.keep}
+    """The new view. Raises KeyError where what a tail is to follow is not held."""
+    view = {name: t for name, t in held.items() if name not in patch.drop}
     for name, tensor in patch.tensors.items():
         if name in patch.tails:
             tensor = torch.cat([held[name], tensor], GROWS_ALONG[part_of(name)])

@@ -131,7 +131,7 @@ class Phase:
                 yield Reply(client, answer.parcel)
 
     def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
-        member = self.roster.members[client]
+        member, members = self.roster.members[client], len(self.roster.members)
         view = view_of(self.strategy, self.trained, state, member, client, round)
         held = manifest(view, self._digest)
         patch = difference(view, held, member.manifest, self._digest)
@@ -148,9 +148,9 @@ class Phase:
             basis=member.tag,
             fingerprint=fingerprint(held),
             own=member.own,
-            keep=patch.keep,
+            drop=patch.drop,
             tails=patch.tails,
-            planned=participations(self.config.run, len(self.roster.members)),
+            planned=participations(self.config.run, members) if self.config.privacy.on else 0,
             spent=history(member),
             server_rows=server_rows,
         )

@@ -60,7 +60,7 @@ def excuse(e: Exception) -> Parcel:
 
 
 def told(parcels: Sequence[Parcel]) -> list[Any]:
-    return [p.facts.get("client", p.facts["reason"]) for p in parcels]
+    return [p.facts.get("client") or p.facts["reason"] for p in parcels]
 
 
 def fitted(parcel: Parcel, i: int = 0) -> Tensors:

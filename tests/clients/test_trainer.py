@@ -118,7 +118,7 @@ def endless(context):
         basis="",
         fingerprint=fingerprint(manifest(view)),
         own=0,
-        keep=[],
+        drop=[],
         tails=[],
         planned=1,
         spent=[],

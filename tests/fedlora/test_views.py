@@ -68,10 +68,8 @@ def test_only_p_and_q_have_tails():
     assert patch.tails == [] and same(patch.tensors, new)
 
 
-def test_what_is_not_held_cannot_be_kept():
-    """The client then says that it lost it."""
-    with pytest.raises(KeyError):
-        views.patched({}, views.Patch({}, keep=["x.A"]))
+def test_what_is_not_held_cannot_be_followed():
+    """The client then says that it lost it; of whole tensors the fingerprint tells."""
     with pytest.raises(KeyError):
         views.patched({}, views.Patch({"x.P": torch.ones(2, 1)}, tails=["x.P"]))
 

@@ -138,6 +138,20 @@ def test_a_run_and_what_follows_it(fedlora, tmp_path):
     assert code == 2 and "mine" in err
 
 
+def test_a_profiled_run_says_where_its_time_went(fedlora, tmp_path):
+    """In a table after the run's own, and in its directory; no other run has that file."""
+    code, out, _ = fedlora("run", "small.toml", "--profile")
+    path = tmp_path / "runs" / "run" / "profile.json"
+    assert code == 0 and f"profile: {path}\n" in out
+    assert "forward and backward" in out and "checkpoint" in out
+    found = json.loads(path.read_text())
+    rounds = found["processes"]["server"].values()
+    assert sum(x for r in rounds for x in r.values()) == pytest.approx(found["seconds"])
+    assert {"0", "1", "2", "end"} == set(found["processes"]["server"])
+    fedlora("run", "small.toml", "run.name=plain")
+    assert not (tmp_path / "runs" / "plain" / "profile.json").exists()
+
+
 def test_a_stopped_run_says_how_to_go_on(fedlora, monkeypatch):
     """Exit code 130, as shells expect it."""
     from server.loop import Coordinator

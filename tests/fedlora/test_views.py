@@ -107,8 +107,8 @@ def test_digests_are_those_of_the_values() -> None:
     assert known(one.T) == views.digest(one.T) != views.digest(one)
     one.add_(1)
     assert known(one) == views.digest(one)
-    for i in range(20):
-        assert known(torch.full((5,), float(i))) == views.digest(torch.full((5,), float(i)))
+    told = [known(torch.full((10**6,), float(i))) for i in range(4)]  # of pages given back
+    assert told == [views.digest(torch.full((10**6,), float(i))) for i in range(4)]
     with torch.inference_mode():
         free = torch.zeros(3)
         assert known(free) == views.digest(free)

@@ -92,6 +92,28 @@ def test_a_quick_check_overwrites_no_results(
     assert not (tmp_path / "R.md").exists()
 
 
+def test_one_is_measured_again_beside_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' reports are read and not run; one that fails now is not told from an old file."""
+    commands, again = played(monkeypatch, {}), ["exact", "--reports", str(tmp_path / "kept")]
+    every.main(["--reports", str(tmp_path / "kept")], tmp_path / "R.md")
+    del commands[:]
+    assert every.main(again, tmp_path / "R.md") == 0
+    assert [c[2] for c in commands] == ["simulations.benchmarks.exact"]
+    assert (tmp_path / "R.md").read_text("utf-8").count("A title") == len(every.BENCHMARKS)
+    played(monkeypatch, {"exact": 0})
+    assert every.main(again, tmp_path / "R.md") == 1
+
+
+@pytest.mark.parametrize("wrong", [["nothing", "--reports", "x"], ["exact"]])
+def test_wrong_words(wrong: list[str], tmp_path: Path) -> None:
+    """A benchmark that there is not, or one alone with nowhere to find the others."""
+    with pytest.raises(SystemExit) as ended:
+        every.main(wrong, tmp_path / "R.md")
+    assert ended.value.code == 2 and not (tmp_path / "R.md").exists()
+
+
 def test_caches_are_told_as_the_kernel_has_them(tmp_path: Path) -> None:
     for i, told in enumerate([("1", "Data", "48K"), ("2", "Unified", "1024K")]):
         (tmp_path / f"index{i}").mkdir()

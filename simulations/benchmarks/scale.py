@@ -54,7 +54,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-SIZES = [Size(100, 20, 6), Size(1000, 20, 6), Size(10000, 20, 6), Size(1000, 20, 20)]
+SIZES = [Size(100, 20, 5), Size(1000, 20, 5), Size(10000, 20, 5), Size(1000, 20, 20)]
 SIZES += [Size(1000, 200, 2)]
 QUICK = [Size(6, 2, 2), Size(12, 2, 2), Size(6, 2, 4), Size(6, 4, 2)]
 
@@ -81,7 +81,7 @@ class Found:
 
 
 def settings(size: Size) -> list[str]:
-    """Of a run: two steps of two rows a client and round."""
+    """Of a run: one step of two rows a client and round."""
     return [
         "strategy.name=fedsa",
         "data.partition=iid",
@@ -91,7 +91,7 @@ def settings(size: Size) -> list[str]:
         "data.public=0",
         f"run.clients_per_round={size.sampled}",
         f"run.rounds={size.rounds}",
-        "train.steps=2",
+        "train.steps=1",
         "train.batch_size=2",
         f"simulation.workers={WORKERS}",
         "simulation.copies=10",

@@ -174,7 +174,7 @@ def targets(found: Sequence[Found]) -> list[dict[str, Any]]:
             {
                 "what": f"memory of {what}, {few.size.sampled} to {many.size.sampled} clients a "
                 f"round of {many.size.clients:,}",
-                "target": f"≤ one update more ({update:.2f} MB)",
+                "target": f"≤ one update ({update:.2f} MB) more than equal runs are apart",
                 "measured": f"{grown:+.1f} MB (equal runs: {chance:.1f} MB apart)",
                 "met": grown <= update + chance,
             }

@@ -41,7 +41,7 @@ def test_targets_are_met_by_what_hardly_grows() -> None:
         "5.0% more",
         "+2.0 MB (equal runs: 2.0 MB apart)",
     ]
-    assert told[2]["target"] == "≤ one update more (0.50 MB)"
+    assert told[2]["target"] == "≤ one update (0.50 MB) more than equal runs are apart"
     assert not met(*few, many[0], found(1000, 200, 2000, 403, 20.0))["memory of a worker"]
     grown = met(few[0], found(1000, 20, 1110, 400, 2.3), *many)
     assert not grown["memory of all processes"] and not grown["seconds a round"]

@@ -1,0 +1,38 @@
+"""`fedlora export`: a run's adapter or model, to use elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora.cli import app
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's name or directory.")],
+    directory: Annotated[Path, typer.Argument(help="Where to write; must not exist.")],
+    merge: Annotated[bool, typer.Option("--merge", help="The whole model, folded.")] = False,
+    client: Annotated[
+        str | None, typer.Option(metavar="ID", help="This client's own, personalised model.")
+    ] = None,
+) -> None:
+    """Write a run's adapter as a plain LoRA checkpoint for PEFT, or the whole model."""
+    from fedlora import export as exporting
+    from fedlora.runs import RunDir
+    from server.result import load_global
+    from simulations import results
+
+    opened = RunDir.open(run)
+    checkpoint = results.latest(opened)
+    resident = results.resident_of(opened)
+    if client is None:
+        load_global(resident, checkpoint.state, checkpoint.round)
+    else:
+        results.load_client(resident, opened, checkpoint, client)
+    task, name = resident.task, resident.config.model.name
+    if merge:
+        exporting.merge(resident.adapter, directory, task.tokenizer)
+    else:
+        exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer)
+    print(f"{'model' if merge else 'adapter'}: {directory}")

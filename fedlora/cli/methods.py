@@ -1,0 +1,59 @@
+"""`fedlora strategies` and `fedlora cost`: what methods there are, and what they send."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.cli import Settings, app, tree_of
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """The methods: what each trains, shares and keeps, and its paper."""
+    from fedlora.strategy import stays
+    from strategies import load, names
+
+    table = Table("method", "adapter", "trains", "sends", "keeps local")
+    table.add_column("paper", overflow="fold")
+    for name in names():
+        cls = load(name)
+        parts = [", ".join(sorted(p)) or "–" for p in (cls.trained, cls.shared, stays(cls))]
+        table.add_row(name, cls.adapter, *parts, cls.paper)
+    Console().print(table)
+
+
+@app.command()
+def cost(
+    arguments: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Parameters and bytes per client and round, per method, from the model's config alone."""
+    from fedlora import report, settings
+    from fedlora.cost import cost as count
+    from strategies import BUILTIN, load
+    from strategies import settings as known
+
+    tree = tree_of(arguments)
+    names = [tree["strategy"]["name"]] if "name" in tree.get("strategy", {}) else list(BUILTIN)
+    counted = {}
+    for name in names:
+        given = {**tree, "strategy": tree.get("strategy", {}) | {"name": name}}
+        counted[name] = count(*settings.resolve(given, load, ignore=known()))
+    if as_json:
+        print(json.dumps({k: vars(v) for k, v in counted.items()}, indent=2))
+        return
+    report.show(_cost_table(counted), Console())
+
+
+def _cost_table(counted: dict[str, Any]) -> Table:
+    from fedlora.report import amount
+
+    table = Table("method", "parameters by part", "trained", "up", "first down", "later down")
+    for name, c in counted.items():
+        parts = ", ".join(f"{part} {count:,}" for part, count in c.parameters.items())
+        sizes = (c.bytes_up, c.bytes_down_first, c.bytes_down)
+        table.add_row(name, parts, f"{c.trained_parameters:,}", *(amount(x) for x in sizes))
+    return table

@@ -1,0 +1,27 @@
+"""The configuration's section on this machine."""
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from fedlora.config.section import Section
+
+
+class Simulation(Section):
+    """This machine."""
+
+    workers: int | None = Field(
+        None, ge=0, description="Worker processes; by default one a core; 0 works in-process."
+    )
+    threads: PositiveInt = Field(
+        1, description="Threads of a worker: one is fastest when every core has a worker."
+    )
+    copies: PositiveInt | None = Field(
+        None,
+        description="Clients that share passes over the frozen model; 1: one after another. By "
+        "default as many as make passes large, fit in memory and leave no worker idle. Chosen "
+        "when a run starts and kept with it, as sums are rounded otherwise in other company.",
+    )
+    memory: PositiveFloat | None = Field(
+        None,
+        description="MB that a worker may use for training besides the model; by default its "
+        "share of half of what is free when the run starts, and kept with the run.",
+    )

@@ -64,10 +64,10 @@ def resumed(name: str, tree: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     given = tree.get("run", {})
     if set(tree) - {"run"} or set(given) - {"rounds", "dir"}:
         raise UserError("a resumed run keeps its configuration; only run.rounds may be given")
-    run = RunDir.open(name, given.get("dir", "runs"))
-    saved = settings.read(run.path / "config.toml", [])
+    found = RunDir.open(name, given.get("dir", "runs"))
+    saved = settings.read(found.path / "config.toml", [])
     rounds = {"run": {"rounds": given["rounds"]}} if "rounds" in given else {}
-    return run, settings.merged(saved, rounds)
+    return found, settings.merged(saved, rounds)
 
 
 def watch(rounds: int) -> Any:

@@ -9,24 +9,22 @@ Shapes: an adapted layer has m outputs and n inputs; rank r; K clients in a roun
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fedlora import tasks
 from fedlora.adapters import PARTS, targets
 from fedlora.adapters.adapter import scaling
-from fedlora.config import Config
+from fedlora.config import Config, Model
 from fedlora.errors import UserError
 from fedlora.guard import called
-from fedlora.models import locate
+from fedlora.pretrained import Pretrained
 from fedlora.strategy import Client, Round, Scaling, Strategy, Update, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, part_of, select
-
-MODELS: dict[str, Any] = {"SEQ_CLS": AutoModelForSequenceClassification}
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def cost(config: Config, strategy: Strategy) -> Cost:
         UserError: the model's configuration cannot be found, or nothing in it can be adapted.
         MethodError: the method needs tensors' values to know their shapes.
     """
-    base = _Blank(config, _skeleton(config))
+    base = _Blank(config, _skeleton(config.model))
     clients = _clients(config, strategy, base.scaling)
     parts = PARTS[base.kind] | ({"head"} if config.adapter.head == "trained" else set())
     one, two = (Round(i, "train", config.run.seed, config.run.wire_dtype) for i in (1, 2))
@@ -120,21 +118,18 @@ class _Blank:
         return stream(0, name)
 
 
-def _skeleton(config: Config) -> PreTrainedModel:
+def _skeleton(settings: Model) -> PreTrainedModel:
     """The model without weights."""
-    source = locate(config.model.name)
-    make = MODELS[tasks.load(config.model.task).type]
+    described = Pretrained(settings).config()
     try:
-        described = AutoConfig.from_pretrained(
-            source, local_files_only=not isinstance(source, str), trust_remote_code=False
-        )
         with torch.device("meta"):
-            return make.from_config(described)
-    except (OSError, ValueError) as e:
+            return tasks.load(settings.task).architecture.from_config(described)
+    except ValueError as e:
         reason = str(e).partition("\n")[0]
         raise UserError(
-            f"the configuration of the model '{config.model.name}' cannot be used ({reason}): set "
-            "model.name to a text model of the hub, or to a folder with its config.json"
+            f"the model {settings.name!r} cannot be made for model.task = {settings.task} "
+            f"({reason}): set model.name to a text model of the hub, or to a folder with its "
+            "config.json"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Scores of a model on rows, in passes over rows of like length."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +20,27 @@ def evaluate(task: Task, model: Any, encoded: Any, most: int | None = None) -> S
     Args:
         most: padded tokens that memory has room for in one pass; None: any number.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64)
     costs = pieces.costs(model.device, most)
     with evaluating(model):
         for piece in pieces.cut([encoded.length(i) for i in range(len(encoded))], costs):
             found = task.outcomes(model, task.batch(encoded, piece))
-            sums += torch.stack(found).double().sum(dim=1).cpu()
+            counts = task.counts(encoded, piece).to(model.device)
+            sums += weighed(found, counts).sum(dim=1).cpu()
     return score(sums, len(encoded))
 
 
+def weighed(found: Sequence[Tensor], counts: Tensor) -> Tensor:
+    """(3, b): of each row what it adds to the sums of `score`. `counts` (b,) is float64."""
+    right, loss = (t.double() * counts for t in found)
+    return torch.stack([right, loss, counts])
+
+
 def score(sums: Tensor, rows: int) -> Score:
-    """Of the sums (2,) over so many rows: of those that are right, and of losses."""
-    right, loss = sums.tolist()
-    return Score(right / rows, loss / rows, rows) if rows else Score(math.nan, math.nan, 0)
+    """Of the sums (3,) over so many rows: Σ c right, Σ c loss and Σ c, c being what a row counts.
+    NaN where nothing counts."""
+    right, loss, count = sums.tolist()
+    return Score(right / count, loss / count, rows) if count else Score(math.nan, math.nan, rows)
 
 
 @contextmanager

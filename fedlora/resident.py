@@ -58,7 +58,7 @@ class Resident:
     @profile.timed("load")
     def task(self) -> tasks.Task:
         make = tasks.load(self.config.model.task)
-        return make(self.config.model.name, self.federation.labels, self.config.data.max_length)
+        return make(self.config, self.federation.labels)
 
     @cached_property
     @profile.timed("load")

@@ -4,9 +4,10 @@ Each client's rows, steps, clipping and optimizer are those of `fedlora.training
 out equals it to rounding (dropout apart, whose masks are other draws). A step takes every client
 that is not done: the rows that they drew are cut into pieces of like length, whosever they are, and
 
-    loss = Σ_k 1/b_k Σ_{i of k} loss_i      over b_k rows of client k,
+    loss = Σ_k Σ_{i of k} c_i / C_k loss_i      with C_k = Σ_{i of k} c_i over the rows of client k,
 
-so that each client's copy gets the gradient of its own mean loss. A client's tensors are taken out
+so that each client's copy gets the gradient of its own mean loss; c_i is what a row counts, see
+`fedlora.tasks.Task.counts`. A client's tensors are taken out
 at its last step, since AdamW's moments would go on moving them.
 """
 
@@ -21,11 +22,11 @@ from torch import Tensor
 from fedlora import config, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
-from fedlora.evaluation import evaluating, score
+from fedlora.evaluation import evaluating, score, weighed
 from fedlora.streams import forked, stream
 from fedlora.tasks import Score, Task
 from fedlora.tensors import Tensors
-from fedlora.training import Trained, batches, optimizer
+from fedlora.training import Trained, batches, optimizer, shares
 
 TINY = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
@@ -73,8 +74,9 @@ def train(
         for step in range(max(steps)):
             batch = {k: next(drawn[k]) for k in range(len(members)) if step < steps[k]}
             updater.zero_grad(set_to_none=True)
+            share_of = rows.shares(task, batch)
             for owner, indices in rows.cut(batch, costs):
-                share = torch.tensor([1 / len(batch[k]) for k in owner.tolist()]).to(total)
+                share = torch.tensor([share_of[i] for i in indices]).to(total)
                 with profile.span("forward and backward"), stack.rows(owner):
                     losses = task.losses(adapter.model, task.batch(rows.encoded, indices))
                     (losses * share).sum().backward()
@@ -100,13 +102,14 @@ def evaluate(
     stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members])
     rows = joined(members, adapter)
     costs = pieces.costs(rows.device, most)
-    sums = torch.zeros(2, len(members), dtype=torch.float64, device=rows.device)
+    sums = torch.zeros(3, len(members), dtype=torch.float64, device=rows.device)
     everything = {k: list(range(len(m.encoded))) for k, m in enumerate(members)}
     with torch.inference_mode(), evaluating(adapter.model):
         for owner, indices in rows.cut(everything, costs):
             with stack.rows(owner):
                 found = task.outcomes(adapter.model, task.batch(rows.encoded, indices))
-            sums.index_add_(1, owner, torch.stack(found).double())
+            counts = task.counts(rows.encoded, indices).to(sums)
+            sums.index_add_(1, owner, weighed(found, counts))
     return [score(sums[:, k], len(m.encoded)) for k, m in enumerate(members)]
 
 
@@ -117,6 +120,15 @@ class Rows:
     encoded: Any
     starts: list[int]
     device: torch.device
+
+    def shares(self, task: Task, batch: dict[int, list[int]]) -> dict[int, float]:
+        """{row: its share in its own client's loss} of a step over these rows, {client: its own
+        indices}."""
+        found: dict[int, float] = {}
+        for k, own in batch.items():
+            rows = [self.starts[k] + i for i in own]
+            found |= zip(rows, shares(task, self.encoded, rows).tolist(), strict=True)
+        return found
 
     def cut(
         self, batch: dict[int, list[int]], costs: pieces.Costs

@@ -45,10 +45,11 @@ def train(
     with forked(*seed, "dropout"):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             updater.zero_grad(set_to_none=True)
+            share = shares(task, encoded, indices).to(total)
             for part in pieces.cut([encoded.length(i) for i in indices], costs):
                 with profile.span("forward and backward"):
                     batch = task.batch(encoded, [indices[i] for i in part])
-                    loss = task.losses(model, batch).sum() / len(indices)
+                    loss = (task.losses(model, batch) * share[part]).sum()
                     loss.backward()
                 total += loss.detach()
             with profile.span("optimizer"):
@@ -59,6 +60,13 @@ def train(
             rows += len(indices)
     model.eval()
     return Trained(float(total) / steps if steps else math.nan, steps, rows)
+
+
+def shares(task: Task, encoded: Any, indices: Sequence[int]) -> Tensor:
+    """(b,): each row's share in the loss of a step over these rows. They sum to one, or to zero
+    where no row counts."""
+    counts = task.counts(encoded, indices)
+    return counts / counts.sum().clamp(min=1.0)
 
 
 def batches(rows: int, settings: config.Train, generator: torch.Generator) -> Iterator[list[int]]:

@@ -7,24 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
+from fedlora.config import Config
 from fedlora.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Kind = Literal["labelled", "conversations"]
+
 # By module and name, so that a task's libraries are imported where it is used only.
-TASKS = {"classification": ("fedlora.tasks.classification", "Classification")}
+TASKS = {
+    "classification": ("fedlora.tasks.classification", "Classification"),
+    "instruction": ("fedlora.tasks.instruction", "Instruction"),
+}
 
 
 @dataclass(frozen=True)
 class Score:
-    """A model on some rows: `score` is the fraction right, `loss` the mean over rows (both NaN
-    where there are no rows)."""
+    """A model on some rows: `score` is the fraction right, `loss` in nats; both are means in which
+    a row counts as much as the task says (NaN where there are no rows)."""
 
     score: float
     loss: float
@@ -36,13 +42,15 @@ class Task(Protocol):
     they have what `fedlora.tasks.encoded.Encoded` has: a `len`, `length`, `select` and `joined`."""
 
     type: str  # PEFT's name of the task
+    kind: Kind  # of rows: labelled texts, or conversations
+    architecture: Any  # Transformers' AutoModelFor…
     labels: Sequence[str]
     tokenizer: "PreTrainedTokenizerBase"
 
-    def __init__(self, model: str, labels: Sequence[str], max_length: int) -> None: ...
+    def __init__(self, config: Config, labels: Sequence[str]) -> None: ...
 
     def model(self, seed: int) -> "PreTrainedModel":
-        """The pretrained model in fp32; what the checkpoint lacks is drawn from `seed`."""
+        """The pretrained model; what the checkpoint lacks is drawn from `seed`."""
         ...
 
     def encode(self, rows: "Dataset") -> Any:
@@ -53,12 +61,17 @@ class Task(Protocol):
         """Some of the rows, padded to one length; every entry is (rows, ...)."""
         ...
 
+    def counts(self, encoded: Any, indices: Sequence[int]) -> Tensor:
+        """(rows,), float64: how much each row counts in a mean over rows, whether of losses in a
+        step or of what `outcomes` says."""
+        ...
+
     def losses(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """(rows,): one loss a row, which depends on that row alone."""
         ...
 
     def outcomes(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(rows,) each: 1 for a row that is right, else 0; and its loss."""
+        """(rows,) each: the fraction of a row that is right, in [0, 1]; and its loss."""
         ...
 
 

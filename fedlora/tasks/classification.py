@@ -4,20 +4,21 @@ Shapes: b rows of a batch, t tokens of its longest row (padded), c labels.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fedlora import cancel
-from fedlora.errors import UserError
-from fedlora.models import locate, quiet
+from fedlora.config import Config
 from fedlora.pieces import padded
+from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
+from fedlora.tasks import Kind
 from fedlora.tasks.encoded import Encoded
 
 ROWS = 1024  # tokenised at once, as lists of numbers take many times the memory of tensors
@@ -34,34 +35,26 @@ class Classification:
     """
 
     type = "SEQ_CLS"
+    kind: Kind = "labelled"
+    architecture = AutoModelForSequenceClassification
 
-    def __init__(self, model: str, labels: Sequence[str], max_length: int) -> None:
-        self.name = model
+    def __init__(self, config: Config, labels: Sequence[str]) -> None:
         self.labels = list(labels)
-        self.source = locate(model)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.source, **self._local)
-        except Exception as error:  # a model's files can be wrong in any way
-            self._unusable("tokenizer", error)
-        if self.tokenizer.pad_token is None:  # GPT-2, Llama
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.pretrained = Pretrained(config.model)
+        self.tokenizer = self.pretrained.tokenizer()
+        self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
 
     def model(self, seed: int) -> PreTrainedModel:
-        """The pretrained model in fp32 and evaluation mode. A head that the checkpoint lacks, or
-        has for other labels, is drawn from `seed`: the same for everyone who has the seed."""
-        try:
-            with quiet(), forked(seed, "head"):
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    self.source,
-                    dtype=torch.float32,
-                    id2label=dict(enumerate(self.labels)),
-                    label2id={label: i for i, label in enumerate(self.labels)},
-                    ignore_mismatched_sizes=True,
-                    **self._local,
-                )
-        except Exception as error:  # a model's files can be wrong in any way
-            self._unusable("model for text classification", error)
+        """The pretrained model in evaluation mode. A head that the checkpoint lacks, or has for
+        other labels, is drawn from `seed`: the same for everyone who has the seed."""
+        with forked(seed, "head"):
+            model = self.pretrained.model(
+                self.architecture,
+                "text classification",
+                id2label=dict(enumerate(self.labels)),
+                label2id={label: i for i, label in enumerate(self.labels)},
+                ignore_mismatched_sizes=True,
+            )
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model
 
@@ -106,6 +99,10 @@ class Classification:
             batch[name] = filled
         return batch
 
+    def counts(self, encoded: Encoded, indices: Sequence[int]) -> Tensor:
+        """(b,): one a row."""
+        return torch.ones(len(indices), dtype=torch.float64)
+
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """(b,): the cross-entropy of each row."""
         return F.cross_entropy(*self._predict(model, batch), reduction="none")
@@ -123,19 +120,3 @@ class Classification:
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = inputs.pop("labels")
         return model(**inputs).logits.float(), labels
-
-    @property
-    def _local(self) -> dict[str, Any]:
-        """A folder is loaded without a look at the network; a model's own code is never run."""
-        return {
-            "local_files_only": not isinstance(self.source, str),
-            "trust_remote_code": False,
-        }
-
-    def _unusable(self, what: str, error: Exception) -> NoReturn:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{self.name!r} gives no {what} ({reason}). Set model.name to a text model of the "
-            f"hub (which needs the network once), or to a folder with config.json, weights and "
-            f"tokenizer."
-        ) from error

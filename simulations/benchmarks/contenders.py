@@ -42,9 +42,8 @@ class Workload:
 
     def __init__(self, settings: config.Config, device: str) -> None:
         federation = data.pool(data.load(settings.data, settings.run.seed))
-        name, length = settings.model.name, settings.data.max_length
         self.settings = settings
-        self.task: Any = Counting(name, federation.labels, length)
+        self.task: Any = Counting(settings, federation.labels)
         self.encoded = self.task.encode(federation.train("pooled"))
         self.device = device
 

@@ -54,6 +54,9 @@ class Task:
         ids = torch.tensor([r + [0] * (width - len(r)) for r in chosen])
         return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids.sum(1) % 3}
 
+    def counts(self, encoded: Encoded, indices: list[int]) -> Tensor:
+        return torch.ones(len(indices), dtype=torch.float64)
+
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         inputs = {k: t for k, t in batch.items() if k != "labels"}
         return F.cross_entropy(model(**inputs).logits, batch["labels"], reduction="none")

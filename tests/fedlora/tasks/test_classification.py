@@ -22,6 +22,7 @@ from fedlora.errors import UserError
 from fedlora.evaluation import evaluate
 from fedlora.models import locate
 from fedlora.tasks.classification import Classification
+from tests.fedlora.tasks.made import classification
 
 LABELS = ["calm", "glad", "sad"]
 VOCABULARY = 30522
@@ -64,7 +65,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(params=["bert", "gpt2"])
 def task(request, folders):
-    return Classification(folders[request.param], LABELS, max_length=44)
+    return classification(folders[request.param], LABELS, 44)
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
@@ -86,11 +87,11 @@ def test_the_model(task, capfd):
 
 def test_a_head_for_other_labels_is_drawn_afresh(folders, tmp_path):
     """A checkpoint with a head of another width is used, its head aside; one that fits is kept."""
-    first = Classification(folders["bert"], LABELS, 8)
+    first = classification(folders["bert"], LABELS, 8)
     first.model(0).save_pretrained(tmp_path)
     first.tokenizer.save_pretrained(tmp_path)
-    assert Classification(str(tmp_path), ["no", "yes"], 8).model(0).classifier.out_features == 2
-    kept = Classification(str(tmp_path), LABELS, 8).model(5)
+    assert classification(str(tmp_path), ["no", "yes"], 8).model(0).classifier.out_features == 2
+    kept = classification(str(tmp_path), LABELS, 8).model(5)
     assert torch.equal(kept.classifier.weight, first.model(0).classifier.weight)
 
 
@@ -157,7 +158,7 @@ def test_names_that_are_no_use(folders):
         tasks.load("clasification")
     assert tasks.load("classification") is Classification
     with pytest.raises(UserError, match=r"'nobody/nothing' gives no tokenizer .*model\.name"):
-        Classification("nobody/nothing", LABELS, 8)
-    pictures = Classification(folders["vit"], LABELS, 8)
+        classification("nobody/nothing", LABELS, 8)
+    pictures = classification(folders["vit"], LABELS, 8)
     with pytest.raises(UserError, match=r"gives no model for text .*model\.name"):
         pictures.model(0)

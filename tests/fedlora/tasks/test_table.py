@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from fedlora.config import MINILM
 from fedlora.runs import save
-from fedlora.tasks.classification import Classification
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.table import key, mapped
+from tests.fedlora.tasks.made import classification
 
 ROWS = Dataset.from_dict({"text": ["one", "a longer text", "two words"], "label": [0, 1, 1]})
-TASK = Classification(MINILM, ["no", "yes"], 8)
+TASK = classification(MINILM, ["no", "yes"], 8)
 
 
 def never() -> Encoded:
@@ -85,14 +85,14 @@ def test_the_key_says_what_the_tokens_depend_on():
     another."""
     changed = ROWS.to_dict()
     changed["text"][1] += "!"
-    tokenizer = Classification(MINILM, ["no", "yes"], 8)
+    tokenizer = classification(MINILM, ["no", "yes"], 8)
     tokenizer.tokenizer.add_tokens(["longer text"])
     found = [
-        key(Classification(MINILM, ["no", "yes"], 8), Dataset.from_dict(ROWS.to_dict())),
+        key(classification(MINILM, ["no", "yes"], 8), Dataset.from_dict(ROWS.to_dict())),
         key(TASK, Dataset.from_dict(changed)),
         key(TASK, Dataset.from_dict({**ROWS.to_dict(), "label": [1, 1, 1]})),
         key(TASK, ROWS.select([1, 0, 2])),
-        key(Classification(MINILM, ["no", "yes"], 9), ROWS),
+        key(classification(MINILM, ["no", "yes"], 9), ROWS),
         key(tokenizer, ROWS),
     ]
     assert found[0] == key(TASK, ROWS)

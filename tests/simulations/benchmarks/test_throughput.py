@@ -12,11 +12,11 @@ from fedlora import settings
 from fedlora.adapters import Adapter
 from fedlora.config import Config
 from fedlora.streams import forked
-from fedlora.tasks.classification import Classification
 from simulations.benchmarks import engine, throughput
 from simulations.benchmarks.flowertune.model import LABELS, get_model
 from simulations.benchmarks.throughput import LIMIT, PLAIN, STACKED, Passes, Setting
 from tests.federation import World
+from tests.fedlora.tasks.made import classification
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_both_sides_train_the_same_parameters() -> None:
     settings = engine.CONFIG
     with forked(0, "test"):
         plain = get_model(settings.adapter.rank)
-    task = Classification(settings.model.name, LABELS, settings.data.max_length)
+    task = classification(settings.model.name, LABELS, settings.data.max_length)
     ours = Adapter(task.model(0), settings.adapter, 0)
     shapes = [p.shape for p in plain.parameters() if p.requires_grad]
     assert Counter(shapes) == Counter(p.shape for p in ours.trainable(ours.parts))

@@ -54,8 +54,9 @@ class Owner(BaseModel):
     data: str | None = Field(
         None,
         min_length=1,
-        description="The rows: a .csv, .jsonl, .json or .parquet file, or 'sentiment', the bundled "
-        "rows of this client. Without it a node serves runs on the bundled data alone.",
+        description="The rows: a .csv, .jsonl, .json or .parquet file, or 'sentiment' or "
+        "'definitions', the bundled rows of this client. Without it a node serves runs on bundled "
+        "data alone.",
     )
     text: str | None = Field(
         None, min_length=1, description="The column with the text; by default text."
@@ -195,11 +196,11 @@ class Owner(BaseModel):
             raise _refused("max-steps", f"{self.max_steps} steps a round", steps)
 
     def _rows(self, config: "Config") -> None:
-        from fedlora.data.owned import BUNDLED
+        from fedlora.data.sources import BUNDLED
 
         data = config.data
-        if self.data is None and data.name != BUNDLED:
-            raise _refused("data", "the bundled data alone", f"data.name = {data.name}")
+        if self.data is None and data.name not in BUNDLED:
+            raise _refused("data", "bundled data alone", f"data.name = {data.name}")
         for key, given in (("text", self.text), ("label", self.label)):
             asked = getattr(data, key)
             if self.data is not None and given is None and asked != key:

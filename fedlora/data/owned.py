@@ -7,20 +7,18 @@ from fedlora.config import Data
 from fedlora.data import Federation, load, partition, sources
 from fedlora.errors import UserError
 
-BUNDLED = "sentiment"
-
 
 def own(path: str, client: str, data: Data, seed: int) -> Federation:
-    """All rows of a file, in its order, or the bundled rows of a client where `path` is
-    "sentiment". Of `data` only the columns, the labels and what a client does with its rows
-    (data.rows, data.holdout) count. What is held out is what a simulation of the same rows, under
+    """All rows of a file, in its order, or a client's rows of the bundled data that `path` names.
+    Of `data` only the columns, the labels and what a client does with its rows (data.rows,
+    data.holdout) count. What is held out is what a simulation of the same rows, under
     "split" or "natural" with data.public = 0 and a test file, holds out for that client.
 
     Raises:
         UserError: the file cannot be used, or there are no bundled rows of that client.
     """
-    if path == BUNDLED:
-        return _bundled(client, data, seed)
+    if path in sources.BUNDLED:
+        return _bundled(path, client, data, seed)
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no file {file} (looked from {Path.cwd()}). Correct the path.")
@@ -40,14 +38,14 @@ def own(path: str, client: str, data: Data, seed: int) -> Federation:
     )
 
 
-def _bundled(client: str, data: Data, seed: int) -> Federation:
-    """As `load` divides the bundled data by its own clients, whatever the run divides and how."""
-    given = {"name": BUNDLED, "partition": "natural", "by": "domain", "text": "text"}
+def _bundled(name: str, client: str, data: Data, seed: int) -> Federation:
+    """As `load` divides bundled data by its own clients, whatever the run divides and how."""
+    given = {"name": name, "partition": "natural", "by": "domain", "text": "text"}
     whole = load(data.model_copy(update={**given, "label": "label"}), seed)
     if client not in whole.clients:
         raise UserError(
-            f"the bundled data has no client {client!r}: be one of {', '.join(whole.clients)}, or "
-            "give the node a file of its own"
+            f"the bundled data {name!r} has no client {client!r}: be one of "
+            f"{', '.join(whole.clients)}, or give the node a file of its own"
         )
     trained, held = {client: whole.trained[client]}, {client: whole.held[client]}
     return replace(whole, clients=[client], trained=trained, held=held)

@@ -17,7 +17,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from fedlora.config import Data
 from fedlora.errors import UserError
 
-BUNDLED = Path(__file__).parent / "sentiment"
+# Data that comes with fedlora: name -> the folder of its train and test rows.
+BUNDLED = {name: Path(__file__).parent / name for name in ("sentiment", "definitions")}
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Only an empty cell is a missing value: pandas would also lose texts such as "None" and "NA".
@@ -90,7 +91,7 @@ def read(data: Data) -> Source:
 def tables(data: Data) -> Raw:
     """The tables that the configuration names. Under "split" a folder without any client's is a
     coordinator's."""
-    path = BUNDLED if data.name == "sentiment" else Path(data.name).expanduser()
+    path = BUNDLED.get(data.name) or Path(data.name).expanduser()
     if data.partition == "split":
         if not path.is_dir():
             raise UserError(

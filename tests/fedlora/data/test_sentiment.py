@@ -1,4 +1,4 @@
-"""The bundled data, and how it is made."""
+"""The bundled sentiment data, and how it is made."""
 
 import io
 import json
@@ -12,11 +12,13 @@ from fedlora.data import load
 from fedlora.data.sentiment import make
 from fedlora.data.sources import BUNDLED
 
+FOLDER = BUNDLED["sentiment"]
+
 
 @pytest.fixture(scope="module")
 def bundled():
     return {
-        side: [json.loads(line) for line in (BUNDLED / f"{side}.jsonl").open(encoding="utf-8")]
+        side: [json.loads(line) for line in (FOLDER / f"{side}.jsonl").open(encoding="utf-8")]
         for side in ("train", "test")
     }
 

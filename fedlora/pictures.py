@@ -43,33 +43,43 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def comparison_picture(curves_by_method: Mapping[str, Sequence[Row]], path: Path) -> None:
+def comparison_picture(curves_by_method: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
     """A PNG of a comparison: score by round, and by megabytes sent up and down (log scale).
 
-    `curves_by_method` gives each method's or baseline's rows. One that sends nothing is a dashed
-    level in the second panel, one with a single round in both; one without a score is left out.
+    `curves_by_method` gives the rows of each method's or baseline's runs, one a seed: their mean is
+    a line, in a band from the least to the most. One that sends nothing is a dashed level in the
+    second panel, one with a single round in both; one without a score is left out.
     """
     figure, (by_round, by_bytes) = _figure("score by round", "score by MB sent, all clients")
     styles = itertools.cycle(zip(COLOURS, MARKERS, strict=True))
     levels = itertools.cycle(((INK, "--"), (PALE, "--"), (INK, ":"), (PALE, ":")))
-    labels, sent, last = [], [], 1
-    for method, rows in curves_by_method.items():
-        rounds = rounds_of(rows)
-        xs, ys = _points(rounds, "score")
-        if not ys:
+    labels: list[Label] = []
+    sent: list[float] = []
+    last = 1
+    for method, runs in curves_by_method.items():
+        band = _band(runs)
+        if not band:
             continue
-        cost = [(mb, y) for mb, y in _cost(rounds) if mb > 0]
+        xs, means, mbs, lows, highs = zip(*band, strict=True)
         last = max(last, *xs)
-        colour, mark = next(styles if cost else levels)
-        labels.append((ys[-1], method, colour))
-        if cost:
-            sent += [mb for mb, _ in cost]
-            by_round.plot(xs, ys, color=colour, marker=mark, markersize=4)
-            by_bytes.plot(*zip(*cost, strict=True), color=colour, marker=mark, markersize=4)
+        several = len(runs) > 1
+        costs = any(mb > 0 for mb in mbs)
+        colour, mark = next(styles if costs else levels)
+        labels.append((means[-1], method, colour))
+        if several:
+            by_round.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        if costs:
+            first = next(i for i, mb in enumerate(mbs) if mb > 0)
+            sent += mbs[first:]
+            by_round.plot(xs, means, color=colour, marker=mark, markersize=4)
+            by_bytes.plot(mbs[first:], means[first:], color=colour, marker=mark, markersize=4)
+            if several:
+                x, low, high = (values[first:] for values in (mbs, lows, highs))
+                by_bytes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             continue
-        by_round.plot(xs, ys, color=colour, linestyle=mark)
-        for axes in [by_bytes] if len(ys) > 1 else [by_bytes, by_round]:
-            axes.axhline(ys[-1], color=colour, linestyle=mark)
+        by_round.plot(xs, means, color=colour, linestyle=mark)
+        for axes in [by_bytes] if len(xs) > 1 else [by_bytes, by_round]:
+            axes.axhline(means[-1], color=colour, linestyle=mark)
     _by_round(by_round, last)
     _by_megabytes(by_bytes, sent)
     by_bytes.set_ylim(by_round.get_ylim())
@@ -108,13 +118,24 @@ def _points(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
-def _cost(rounds: Iterable[Row]) -> Iterator[tuple[float, float]]:
-    """Megabytes sent until the end of each round that has a score, and that score."""
+def _band(runs: Sequence[Sequence[Row]]) -> list[tuple[int, float, float, float, float]]:
+    """Round, mean score, mean megabytes sent until then, least and largest score, over the runs;
+    of rounds that have a score in each of them."""
+    by_run = [{number: (score, mb) for number, score, mb in _cost(rounds_of(r))} for r in runs]
+    band = []
+    for number in sorted(set.intersection(*map(set, by_run))):
+        scores, mbs = zip(*(run[number] for run in by_run), strict=True)
+        band.append((number, fmean(scores), fmean(mbs), min(scores), max(scores)))
+    return band
+
+
+def _cost(rounds: Iterable[Row]) -> Iterator[tuple[int, float, float]]:
+    """Each round that has a score, that score, and megabytes sent until the round's end."""
     total = 0
     for row in rounds:
         total += (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
         if row.get("score") is not None:
-            yield total / 1e6, row["score"]
+            yield row["round"], row["score"], total / 1e6
 
 
 def _figure(*titles: str) -> tuple["Figure", Sequence["Axes"]]:

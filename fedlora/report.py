@@ -1,4 +1,4 @@
-"""What a run and a comparison say: tables and a CSV from `metrics.jsonl`.
+"""What a run says: its table from `metrics.jsonl`.
 
 A row is one object of that file. kind "round": round, score, personalised, loss, bytes_up,
 bytes_down, clients, failed, dropped, seconds; kind "client": round, client, score, and more.
@@ -7,12 +7,10 @@ Scores are fractions, losses nats, bytes those of tensors as sent; what is unkno
 is an infinite epsilon. Round 0 is the evaluation of the start.
 """
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +23,6 @@ from rich.text import Text
 from fedlora.errors import UserError
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of a comparison: a method or a baseline. Scores are fractions at the last round;
-    bytes, seconds and epsilon are those of the whole run. A baseline sends nothing; a run that is
-    not private has no epsilon."""
-
-    method: str
-    score: float | None
-    personalised: float | None
-    trained_parameters: int
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    epsilon: float | None = None
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -119,43 +101,13 @@ def rounds_table(rows: Iterable[Row]) -> Table:
         del columns["ε"]
     elif all(row.get("loss") is None for row in rounds):
         del columns["loss"]
-    table = _table(*columns)
+    table = plain_table(*columns)
     for kind in troubles:
         table.add_column(kind, overflow="fold")
     for row in rounds:
         cells = [cell(row) for cell in columns.values()]
         table.add_row(*cells, *(_reasons(row.get(kind) or {}) for kind in troubles))
     return table
-
-
-def comparison_table(results: Iterable[Result]) -> Table:
-    """One line a method; ε has a column if any has one."""
-    results = list(results)
-    columns: dict[str, Callable[[Result], str | Text]] = {
-        "method": lambda r: Text(r.method),
-        "score": lambda r: number(r.score),
-        "personalised": lambda r: number(r.personalised),
-        "ε": lambda r: spent(r.epsilon),
-        "parameters": lambda r: f"{r.trained_parameters:,}",
-        "up": lambda r: amount(r.bytes_up),
-        "down": lambda r: amount(r.bytes_down),
-        "seconds": lambda r: number(r.seconds, 1),
-    }
-    if all(r.epsilon is None for r in results):
-        del columns["ε"]
-    table = _table(*columns)
-    table.columns[0].justify = "left"
-    for r in results:
-        table.add_row(*(cell(r) for cell in columns.values()))
-    return table
-
-
-def comparison_csv(results: Iterable[Result], path: Path) -> None:
-    """The same as CSV, one column a field of `Result`; what is unknown is empty."""
-    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
 
 
 def show(table: Table, console: Console) -> None:
@@ -169,7 +121,8 @@ def _reasons(by_client: Mapping[str, str]) -> Text:
     return Text("\n".join(f"{client}: {reason}" for client, reason in by_client.items()))
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """An empty table of numbers, with rules above and below its header."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -93,14 +93,11 @@ class RunDir:
     def held(self) -> Iterator[None]:
         """The directory for this process alone, until it ends at the latest. Raises UserError
         where another process has it."""
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"the run {self.path.name} is being served by another process: wait until it "
-                    "ends, or stop it (flwr list, flwr stop)"
-                ) from None
+        with held(
+            self.path,
+            f"the run {self.path.name} is being served by another process: wait until it "
+            "ends, or stop it (flwr list, flwr stop)",
+        ):
             yield
 
     @property
@@ -188,11 +185,26 @@ def _round_of(line: str) -> float:
         return math.inf
 
 
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """A folder for this process alone, until it ends at the latest. Raises UserError, with `busy`,
+    where another process has it."""
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield
+
+
 def comparison_dir(config: Config) -> Path:
     """Where a comparison's runs go: `run.name`, or the time. Raises UserError where it exists."""
     path = Path(config.run.dir or "runs") / (config.run.name or f"compare-{time.strftime(STAMP)}")
     if path.exists():
-        raise UserError(f"the directory {path} exists: choose another run.name, or remove it")
+        raise UserError(
+            f"the directory {path} exists: choose another run.name, "
+            f"continue it with --resume {path}, or remove it"
+        )
     return path
 
 

@@ -1,12 +1,12 @@
-"""Several methods from the same seed, data and rows, beside two baselines."""
+"""One contender of a comparison: what it is run with, and what is said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import strategies
 from fedlora import report, settings
+from fedlora.comparison import Result, perplexity
 from fedlora.config import Config
-from fedlora.cost import cost
 from fedlora.privacy import plan
 from fedlora.runs import Row, RunDir
 from fedlora.settings import Tree
@@ -16,7 +16,7 @@ BASELINES = ("centralised", "local")
 
 
 def resolved(
-    method: str, tree: Mapping[str, Any], folder: str, rows: Mapping[str, int]
+    method: str, tree: Mapping[str, Any], seed: int, folder: str, rows: Mapping[str, int]
 ) -> tuple[Config, Strategy]:
     """One contender's configuration: its own defaults, then what was given for all and for it.
 
@@ -24,27 +24,47 @@ def resolved(
     is the method that shares nothing.
 
     Args:
-        rows: training rows by client, every client there is.
+        rows: training rows by client with this seed, every client there is.
 
     Raises UserError where a setting is wrong, or a client cannot train privately as it says.
     """
-    pooled = method == "centralised"
-    strategy = tree.get("strategy", {}) | {"name": "fedit" if pooled else method}
-    run = tree.get("run", {}) | {"dir": folder, "name": method.replace(":", ".")}
-    given = {**tree, "strategy": strategy, "run": run}
-    ignore = strategies.settings()
-    config, made = settings.resolve(given, strategies.load, ignore=ignore)
-    if not pooled:
+    here = {"dir": folder, "name": directory(method, seed), "seed": seed}
+    given = settings.merged(named(tree, method), {"run": here})
+    config, made = _resolved(given)
+    if method != "centralised":
         plan.check_clients(config, rows)
         return config, made
     steps = config.train.steps
-    sampled = config.run.sampled(len(rows))
-    given["run"] = run | {"clients_per_round": 1}
-    given["data"] = tree.get("data", {}) | {"pooled": True}
-    given["train"] = tree.get("train", {}) | {"steps": steps and steps * sampled}
-    config, made = settings.resolve(given, strategies.load, ignore=ignore)
+    everyones = steps and steps * config.run.sampled(len(rows))
+    pooled: Tree = {
+        "run": {"clients_per_round": 1},
+        "data": {"pooled": True},
+        "train": {"steps": everyones},
+    }
+    config, made = _resolved(settings.merged(given, pooled))
     plan.check_clients(config, {"pooled": sum(rows.values())})
     return config, made
+
+
+def shared(tree: Tree, method: str) -> Config:
+    """What the contenders have in common: where they go, the data, the workers. `method` is one of
+    them, as a setting may suit only some. Raises UserError."""
+    return _resolved(named(tree, method))[0]
+
+
+def named(tree: Mapping[str, Any], method: str) -> Tree:
+    """The settings with that method's name in them."""
+    name = "fedit" if method == "centralised" else method
+    return settings.merged(tree, {"strategy": {"name": name}})
+
+
+def _resolved(given: Tree) -> tuple[Config, Strategy]:
+    return settings.resolve(given, strategies.load, ignore=strategies.settings())
+
+
+def directory(method: str, seed: int) -> str:
+    """The name of a run's directory in the comparison's folder."""
+    return f"{method.replace(':', '.')}-seed{seed}"
 
 
 def rounds(method: str, run: RunDir) -> list[Row]:
@@ -53,13 +73,17 @@ def rounds(method: str, run: RunDir) -> list[Row]:
     return [{**r, **silent} for r in report.rounds_of(report.load(run.metrics))]
 
 
-def result(method: str, rows: list[Row], config: Config, strategy: Strategy) -> report.Result:
+def result(method: str, rows: list[Row], config: Config, trained_parameters: int) -> Result:
     """The last round's scores and the whole run's cost."""
-    return report.Result(
+    loss = rows[-1].get("test_loss")
+    return Result(
         method=method,
+        seed=config.run.seed,
         score=rows[-1]["score"],
         personalised=rows[-1]["personalised"],
-        trained_parameters=cost(config, strategy).trained_parameters,
+        test_loss=loss,
+        perplexity=perplexity(loss) if config.model.task == "instruction" else None,
+        trained_parameters=trained_parameters,
         bytes_up=sum(r["bytes_up"] for r in rows),
         bytes_down=sum(r["bytes_down"] for r in rows),
         seconds=sum(r["seconds"] for r in rows),
@@ -67,9 +91,7 @@ def result(method: str, rows: list[Row], config: Config, strategy: Strategy) -> 
     )
 
 
-def split(tree: Tree, overrides: Tree, methods: tuple[str, ...]) -> dict[str, Tree]:
+def split(overrides: Tree, methods: Collection[str]) -> tuple[Tree, dict[str, Tree]]:
     """`fedsb.adapter.rank=32` is for fedsb alone, `adapter.rank=16` for all, and the first wins."""
-    shared = {k: v for k, v in overrides.items() if k not in methods}
     own = {k: v for k, v in overrides.items() if k in methods}
-    merged = settings.merged(tree, shared)
-    return {m: settings.merged(merged, own.get(m, {})) for m in methods}
+    return {k: v for k, v in overrides.items() if k not in methods}, own

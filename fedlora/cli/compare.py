@@ -6,45 +6,59 @@ import typer
 from rich.console import Console
 
 from fedlora.cli import Settings, app, split, watch
+from fedlora.errors import Stopped, UserError
 
 
 @app.command()
 def compare(
     arguments: Settings = None,
     names: Annotated[
-        str, typer.Option("--strategies", help="The methods, with commas between.")
-    ] = "fedit,ffa,fedex,fedsa,fedsb,fslora",
+        str | None,
+        typer.Option(
+            "--strategies",
+            help="The methods, with commas between; the others are tested against the first. "
+            "By default fedit,ffa,fedex,fedsa,fedsb,fslora.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Each method is run once a seed: 0,1,2. Default: run.seed.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Run centralised and local as well.", show_default=True)
+    ] = True,
+    resume: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Go on with a comparison that was stopped.")
+    ] = None,
 ) -> None:
-    """Run several methods from the same seed, data and rows, beside two baselines. A setting for
+    """Run several methods from the same seeds, data and rows, beside two baselines. A setting for
     one method alone has its name in front: fedsb.adapter.rank=32."""
-    from fedlora import data, pictures, report, settings
-    from fedlora.runs import comparison_dir
-    from simulations import compare as comparing
-    from simulations.run import pool, simulate
-    from strategies import load
-    from strategies import settings as known
+    from fedlora import comparison, report, settings, tables
+    from simulations import series
 
-    methods = (*dict.fromkeys(m.strip() for m in names.split(",") if m.strip()),)
-    methods = (*methods, *(b for b in comparing.BASELINES if b not in methods))
-    path, overrides = split(arguments)
-    trees = comparing.split(settings.read(path, []), settings.parse(overrides), methods)
-    first, _ = settings.resolve(trees["local"], load, ignore=known())
-    folder = comparison_dir(first)
-    rows = data.load(first.data, first.run.seed).examples
-    contenders = {
-        m: comparing.resolved(m, trees[m], str(folder), rows) for m in methods
-    }  # every mistake is found before anything trains
-    folder.mkdir(parents=True)
-
-    results, curves = [], {}
+    if resume is None:
+        path, overrides = split(arguments)
+        given = settings.read(path, []), settings.parse(overrides)
+        plan = series.planned(*given, names, seeds, baselines)
+        folder = series.place(plan)
+        left = series.contenders(plan, folder)  # every mistake is found before anything trains
+        series.create(folder, plan)
+    elif arguments or names or seeds or not baselines:
+        raise UserError("a resumed comparison keeps its methods, seeds and settings: give none")
+    else:
+        folder, plan = series.opened(resume)
+        left = series.contenders(plan, folder)
+    go_on = f"go on with: fedlora compare --resume {folder}"
+    try:
+        series.carry_out(folder, plan, left, watch, lambda line: print(line, flush=True))
+    except (KeyboardInterrupt, Stopped):
+        raise Stopped(f"stopped; {go_on}") from None
+    except UserError as e:
+        raise UserError(f"{e}\nwhat was done is kept; {go_on}") from None
+    found = series.results(folder, plan)
     console = Console()
-    with pool(first) as workers:
-        for method, (config, strategy) in contenders.items():
-            print(f"{method}: {config.run.rounds} rounds", flush=True)
-            done = simulate(config, strategy, workers, watch(config.run.rounds))
-            curves[method] = comparing.rounds(method, done)
-            results.append(comparing.result(method, curves[method], config, strategy))
-            report.comparison_csv(results, folder / "comparison.csv")
-            pictures.comparison_picture(curves, folder / "comparison.png")
-    report.show(report.comparison_table(results), console)
-    print(f"table: {folder / 'comparison.csv'}\npicture: {folder / 'comparison.png'}")
+    for table in tables.cells(found):
+        report.show(tables.console(table), console)
+    for line in comparison.remarks(found):
+        console.print(line, markup=False, emoji=False, highlight=False)
+    print(f"tables: {folder}/comparison.csv, .md, .tex; runs.csv")
+    print(f"picture: {folder / 'comparison.png'}")

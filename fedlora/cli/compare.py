@@ -59,6 +59,6 @@ def compare(
     for table in tables.cells(found):
         report.show(tables.console(table), console)
     for line in comparison.remarks(found):
-        console.print(line, markup=False, emoji=False, highlight=False)
+        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
     print(f"tables: {folder}/comparison.csv, .md, .tex; runs.csv")
     print(f"picture: {folder / 'comparison.png'}")

@@ -110,9 +110,9 @@ def test_names_are_no_formulas(drawn: Callable[[list[Row]], Figure]) -> None:
 
 
 def test_comparison_picture_draws_methods_and_baselines(tmp_path: Path) -> None:
-    """Methods that send, baselines that do not, and one without a score."""
-    runs = {"fedex": ROWS, "local": [START], "mute": [round_row(1, score=None)]}
-    for name, chosen in {"all": runs, "baseline": {"local": [START]}, "none": {}}.items():
+    """Methods that send, baselines that do not, and one without a score; one seed and two."""
+    runs = {"fedex": [ROWS, ROWS], "local": [[START]] * 2, "mute": [[round_row(1, score=None)]]}
+    for name, chosen in {"all": runs, "baseline": {"local": [[START]]}, "none": {}}.items():
         pictures.comparison_picture(chosen, tmp_path / f"{name}.png")
         assert is_png(tmp_path / f"{name}.png")
 
@@ -120,7 +120,23 @@ def test_comparison_picture_draws_methods_and_baselines(tmp_path: Path) -> None:
 def test_cost_adds_up_both_directions() -> None:
     """The abscissa is megabytes up and down until then, rounds without a score included."""
     rounds = [START, round_row(1, score=None), round_row(2, score=0.9)]
-    assert list(pictures._cost(rounds)) == [(0.0, 0.8461), (pytest.approx(2 * 1.230999), 0.9)]
+    assert list(pictures._cost(rounds)) == [
+        (0, 0.8461, 0.0),
+        (2, 0.9, pytest.approx(2 * 1.230999)),
+    ]
+
+
+def test_seeds_are_a_mean_in_a_band() -> None:
+    """Means of score and megabytes, the least and the largest score; a round without a score in
+    some seed is left out, its bytes are not."""
+    one = [round_row(0, score=0.5, bytes_up=0, bytes_down=0), round_row(1, score=None)]
+    two = [round_row(0, score=0.7, bytes_up=0, bytes_down=0), round_row(1, score=0.9)]
+    late = {"bytes_up": 1_000_000, "bytes_down": 0}
+    one, two = [*one, round_row(2, score=0.6, **late)], [*two, round_row(2, score=0.9, **late)]
+    assert pictures._band([one, two]) == [
+        (0, pytest.approx(0.6), 0.0, 0.5, 0.7),
+        (2, pytest.approx(0.75), pytest.approx(2.230999), 0.6, 0.9),
+    ]
 
 
 @given(st.lists(st.floats(0, 1), max_size=9).map(sorted))

@@ -1,9 +1,7 @@
 """Reports: what a table and a CSV say of given rows."""
 
-import csv
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,7 @@ from rich.table import Table
 
 from fedlora import report
 from fedlora.errors import UserError
-from fedlora.report import Result
 from tests.fedlora.rows import FOUR, ROWS, START, private, round_row
-
-RESULTS = [
-    Result("fedex", 0.84, 0.85, 12345, 10**6, 2 * 10**6, 30.0),
-    Result("local", None, 0.79, 12345, 0, 0, 20.0),
-]
 
 
 def printed(table: Table) -> list[str]:
@@ -113,49 +105,25 @@ def test_a_loss_that_is_missing_keeps_its_column_where_nothing_is_private() -> N
     assert "loss" in header and "ε" not in header
 
 
-def test_comparison_shows_epsilon_if_any_method_has_one(tmp_path: Path) -> None:
-    """The table has ε only where there is one; the CSV always, unrounded, empty where unknown."""
-    results = [replace(RESULTS[0], epsilon=2.991), RESULTS[1]]
-    body = [cells(line) for line in printed(report.comparison_table(results)) if line.strip()]
-    assert body[0][2:5] == ["personalised", "ε", "parameters"]
-    assert [line[3] for line in body[2:]] == ["3.00", "–"]
-    assert "ε" not in printed(report.comparison_table(RESULTS))[1]
-    report.comparison_csv(results, tmp_path / "comparison.csv")
-    with (tmp_path / "comparison.csv").open(encoding="utf-8") as file:
-        assert [row["epsilon"] for row in csv.DictReader(file)] == ["2.991", ""]
-
-
-def test_comparison_table_and_csv_agree(tmp_path: Path) -> None:
-    """A line a method; the CSV holds the fields of Result, unrounded, empty where unknown."""
-    body = [cells(line) for line in printed(report.comparison_table(RESULTS)) if line.strip()]
-    assert body[2] == ["fedex", "0.840", "0.850", "12,345", "1 MB", "2 MB", "30.0"]
-    assert body[3] == ["local", "–", "0.790", "12,345", "0 B", "0 B", "20.0"]
-    report.comparison_csv(RESULTS, tmp_path / "comparison.csv")
-    with (tmp_path / "comparison.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert rows[0]["method"] == "fedex" and float(rows[0]["score"]) == 0.84
-    assert rows[1]["score"] == "" and rows[1]["bytes_up"] == "0"
-    assert [p.name for p in tmp_path.iterdir()] == ["comparison.csv"]
-
-
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     """Files are written whole or not at all."""
     path = tmp_path / "comparison.csv"
     path.write_text("old", encoding="utf-8")
-    with pytest.raises(TypeError):
-        report.comparison_csv([RESULTS[0], None], path)  # type: ignore[list-item]
+    with pytest.raises(TypeError), report.whole(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise TypeError
     assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["comparison.csv"]
 
 
 def test_no_number_is_cut_short() -> None:
     """A table that is wider than the console keeps every digit; one that fits is as ever."""
-    result = Result("centralised", 0.5337, 0.525, 74498, 5_960_000, 24_800_000, 214.6, 2.99)
-    narrow, wide = (Console(file=io.StringIO(), width=w) for w in (60, 120))
+    row = round_row(1, score=0.5337, bytes_up=5_960_000, bytes_down=24_800_000, seconds=214.6)
+    narrow, wide = (Console(file=io.StringIO(), width=w) for w in (40, 120))
     for console in (narrow, wide):
-        report.show(report.comparison_table([result]), console)
+        report.show(report.rounds_table([row]), console)
         text = console.file.getvalue()
         assert "…" not in text
-        for shown in ("centralised", "0.534", "2.99", "74,498", "5.96 MB", "24.8 MB", "214.6"):
+        for shown in ("personalised", "0.534", "5.96 MB", "24.8 MB", "214.6"):
             assert shown in text
-    assert narrow.width == 60
+    assert narrow.width == 40

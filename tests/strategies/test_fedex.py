@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from fedlora.tensors import is_memory
+from fedlora.testing import FakeBase, Federation, worst
 from strategies.fedex import FedEx
-from tests.strategies.harness import FakeBase, Federation, worst
 
 ASSIGNMENTS = ("average", "local", "reinit")
 LAYER = "layer.0.query"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from fedlora.testing import FakeBase, deltas
 from strategies.fedsb import FedSB
-from tests.strategies.harness import FakeBase, deltas
 
 
 @dataclass

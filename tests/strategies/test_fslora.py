@@ -8,9 +8,9 @@ from fedlora import Client, Round, Tensors
 from fedlora.errors import UserError
 from fedlora.strategy import Scaling
 from fedlora.streams import stream
+from fedlora.testing import Federation
 from strategies.fedit import FedIT
 from strategies.fslora import FSLoRA
-from tests.strategies.harness import Federation
 
 METHOD = FSLoRA()
 

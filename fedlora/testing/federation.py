@@ -1,0 +1,151 @@
+"""The contract acted out, without models or wires: clients copy what they are sent, "train" by
+adding noise to the trained parts, and keep what stays with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlora.guard import called, changes, checked
+from fedlora.strategy import Client, Round, Strategy, Update, merge, stays
+from fedlora.streams import stream
+from fedlora.tensors import Tensors, nbytes, part_of, select
+from fedlora.testing.base import FakeBase
+from fedlora.testing.truth import deltas
+from fedlora.views import difference, manifest
+
+EVERYBODY = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of tensors that one client's round sent up, and down beyond what it held."""
+
+    up: int
+    down: int
+
+
+class Federation:
+    """Server and clients of one run; everything that happened last is kept for inspection.
+
+    A method's hooks are called as a run calls them: mistakes raise MethodError.
+
+    Attributes:
+        clients: `client-0` to `client-3` (as many as `ranks`) with 10, 17, 24, … examples.
+        state: the server's, after `begin` or the last `step`.
+        updates: of the last `step`, in the clients' order.
+        kept: by client id, the parts that stay there.
+        bytes: by client id, of its last round.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        kind: str | None = None,
+        *,
+        ranks: Sequence[int] = (4, 4, 4, 4),
+        wire: torch.dtype = torch.float32,
+        base: FakeBase | None = None,
+    ) -> None:
+        self.strategy, self.wire = strategy, wire
+        self.kind = kind or strategy.adapter
+        self.base = base or FakeBase(self.kind)
+        self.clients = [
+            Client(f"client-{i}", k, strategy.scale(self.base.scaling, k), examples=10 + 7 * i)
+            for i, k in enumerate(ranks)
+        ]
+        begun = called(strategy, "begin", self.base)
+        self.state = merge({}, changes(strategy, "begin", begun, self.base.initial()))
+        self.number = 0
+        self.updates: list[Update] = []
+        self.kept: dict[str, Tensors] = {}
+        self.bytes: dict[str, Bytes] = {}
+        self._held: dict[str, Tensors] = {}  # by client: the view that it was sent last
+
+    def round(self, number: int | None = None) -> Round:
+        return Round(self.number if number is None else number, seed=3, wire=self.wire)
+
+    def view(self, client: Client, round: Round) -> Tensors:
+        """The whole of what a client's adapter is to be, as it arrives over the wire."""
+        sent = called(self.strategy, "broadcast", self.state, client, round)
+        return {
+            k: self._crossed(k, t) for k, t in checked(self.strategy, "broadcast", sent).items()
+        }
+
+    def local(self, client: Client, round: Round) -> Tensors:
+        """A client's adapter once it has copied its view: what stays with it wins."""
+        return {**self.view(client, round), **self.kept.get(client.id, {})}
+
+    def _crossed(self, name: str, tensor: Tensor) -> Tensor:
+        lossy = part_of(name) in self.base.parts & self.strategy.trained
+        return tensor.to(self.wire).float() if lossy else tensor.clone()
+
+    def train(self, client: Client, weight: float) -> Update:
+        """One client's round: every trained part moves, by noise of the client's own."""
+        round = self.round()
+        sent = self.view(client, round)
+        down = self.lacks(client, sent)
+        tensors = self.local(client, round)
+        optimised = called(self.strategy, "trains", round) & self.base.parts
+        for name, t in select(tensors, optimised).items():
+            noise = torch.randn(t.shape, generator=stream(9, self.number, client.id, name))
+            tensors[name] = t + 0.3 * noise
+        self.kept[client.id] = select(tensors, stays(self.strategy))
+        self._held[client.id] = sent
+        uploaded = called(self.strategy, "upload", select(tensors, optimised), client, round)
+        uploaded = checked(self.strategy, "upload", uploaded)
+        uploaded = {k: self._crossed(k, t) for k, t in uploaded.items()}
+        self.bytes[client.id] = Bytes(self._nbytes(uploaded), self._nbytes(down))
+        return Update(client, uploaded, sent, weight, {})
+
+    def lacks(self, client: Client, view: Tensors) -> Tensors:
+        """What has to be sent to a client so that it holds this view: only what differs from the
+        last one, and what stays with it at first contact alone."""
+        own = stays(self.strategy) if client.id in self.kept else set()
+        travels = {k: t for k, t in view.items() if part_of(k) not in own}
+        held = manifest(self._held.get(client.id, {}))
+        return difference(travels, manifest(travels), held).tensors
+
+    def _nbytes(self, tensors: Tensors) -> int:
+        lossy = select(tensors, self.base.parts & self.strategy.trained)
+        formats = {k: t.to(self.wire) if k in lossy else t for k, t in tensors.items()}
+        return nbytes(formats)
+
+    def step(self, participants: Sequence[int] = EVERYBODY, weights: Sequence[float] = ()) -> None:
+        """A round with these clients, weighted by their examples unless told otherwise."""
+        self.number += 1
+        chosen = [self.clients[i] for i in participants]
+        shares = list(weights) or [float(c.examples) for c in chosen]
+        total = sum(shares)
+        self.updates = [
+            self.train(c, share / total) for c, share in zip(chosen, shares, strict=True)
+        ]
+        self.aggregate(self.updates)
+
+    def aggregate(self, updates: Sequence[Update]) -> None:
+        """The server's part of a round."""
+        found = called(self.strategy, "aggregate", self.state, updates, self.round())
+        self.state = merge(self.state, changes(self.strategy, "aggregate", found, self.state))
+
+    def effective(self, client: Client) -> dict[str, Tensor]:
+        """W − W0 of every module on a client, for evaluation after this round."""
+        round = Round(self.number, "evaluate", seed=3, wire=self.wire)
+        return deltas(self.local(client, round), client.scale, self.base.shapes)
+
+    def server(self) -> dict[str, Tensor]:
+        """W − W0 of every module by the server's state alone."""
+        return deltas(self.state, self.base.scale, self.base.shapes)
+
+    def ended(self, u: Update) -> dict[str, Tensor]:
+        """W − W0 that a client of this round ended with."""
+        kept = self.kept.get(u.client.id, {})
+        return deltas({**u.sent, **kept, **u.tensors}, u.client.scale, self.base.shapes)
+
+    def mean_of_products(self) -> dict[str, Tensor]:
+        """Σ p_i (W_i − W0) over what this round's clients ended with: the aim of every method."""
+        total: dict[str, Tensor] = {}
+        for u in self.updates:
+            for k, D in self.ended(u).items():
+                total[k] = total.get(k, torch.zeros_like(D)) + u.weight * D
+        return total

@@ -81,6 +81,7 @@ from fedlora.cli import (  # noqa: E402, F401
     compare,
     export,
     methods,
+    new_strategy,
     node,
     run,
     submit,

@@ -1,7 +1,7 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
-What stays on the server: the secrets of central privacy, what simulated clients keep, all
-checkpoints but the latest, and files that would make the whole larger than `LIMIT`.
+What stays on the server: the secrets of central privacy, what simulated clients keep, what W&B
+uploads, all checkpoints but the latest, and files that would make the whole larger than `LIMIT`.
 """
 
 import base64
@@ -17,7 +17,7 @@ from fedlora.runs import RunDir
 
 PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
-STAYS = {"privacy.json", "sampling.json", "clients"}
+STAYS = {"privacy.json", "sampling.json", "clients", "wandb"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ class Incoming:
         self._whole: set[str] = set()
 
     def expect(self, files: Mapping[str, str], left: list[str]) -> None:
+        """What will come. Event files of an earlier time are removed: these have it all again."""
         self.expected = Manifest(dict(files), list(left))
+        for path in (self.folder / "tensorboard").glob("*"):
+            path.unlink()
 
     def accept(self, path: str, part: int, parts: int, sha256: str, data: str) -> None:
         """One part. Raises UserError for a path that leads out of the run directory."""

@@ -21,6 +21,7 @@ from fedlora.runs import Checkpoint, Row, RunDir, save
 from fedlora.strategy import Client, Purpose, Round, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, nbytes, select
+from fedlora.tracking import Tracking
 from fedlora.wire import encode
 from server.base import ServerBase
 from server.greeting import Greeter
@@ -48,6 +49,7 @@ class Coordinator:
     def __init__(self, grid: Grid, resident: Resident, run: RunDir, observer: Observer) -> None:
         self.grid, self.resident, self.run, self.observer = grid, resident, run, observer
         self.config, self.strategy = resident.config, resident.strategy
+        self.tracking = Tracking(run, self.config, observer.note)
         self.roster = Roster()
         self.greeter = Greeter(grid, resident, self.roster, observer)
         self.state: Tensors = {}
@@ -59,8 +61,12 @@ class Coordinator:
         checkpoint, wrong = self.run.resume()
         for line in wrong:
             self.observer.note(line)
+        self.observer.begin(self.config.run.rounds, checkpoint.round if checkpoint else 0)
+        with self.tracking:  # which reads the metrics as they were rewound
+            self._go_on(checkpoint)
+
+    def _go_on(self, checkpoint: Checkpoint | None) -> None:
         last = checkpoint.round if checkpoint else 0
-        self.observer.begin(self.config.run.rounds, last)
         if checkpoint:
             self.state = checkpoint.state
             self.roster.load(checkpoint.memory["roster"])
@@ -268,6 +274,7 @@ class Coordinator:
         with profile.span("checkpoint"):
             self.run.commit(checkpoint, aside, self.config.run.keep)
         self.observer.round(rows[0])
+        self.tracking.rows(rows)
         profile.mark(number)
 
     def _at(self, number: int, purpose: Purpose) -> Round:

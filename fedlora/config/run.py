@@ -52,6 +52,14 @@ class Run(Section):
         description="The run directory's name; by default the method's name and the time.",
     )
     dir: str = Field("runs", description="The folder that holds run directories.")
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"],
+        description="Where the run can be watched beside its own files: event files in the run "
+        "directory, as they need nobody; W&B (WANDB_PROJECT and WANDB_ENTITY say where, "
+        "WANDB_API_KEY or `wandb login` lets in, WANDB_MODE=offline writes files only); MLflow "
+        "(MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME); [] for none. The server's environment "
+        "counts, in a deployment the ServerApp's.",
+    )
     keep: Literal["latest", "all", "updates"] = Field(
         "latest",
         description="Checkpoints kept: the latest two (the second in case one is damaged), all, "

@@ -76,10 +76,11 @@ class Incoming:
         self._whole: set[str] = set()
 
     def expect(self, files: Mapping[str, str], left: list[str]) -> None:
-        """What will come. Event files of an earlier time are removed: these have it all again."""
+        """What will come. Event files of an earlier time are removed: those have it all again."""
         self.expected = Manifest(dict(files), list(left))
         for path in (self.folder / "tensorboard").glob("*"):
-            path.unlink()
+            if path.relative_to(self.folder).as_posix() not in files:
+                path.unlink()
 
     def accept(self, path: str, part: int, parts: int, sha256: str, data: str) -> None:
         """One part. Raises UserError for a path that leads out of the run directory."""

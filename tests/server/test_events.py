@@ -15,7 +15,7 @@ from fedlora.errors import UserError
 from fedlora.progress import Observer
 from fedlora.runs import RunDir
 from server import delivery, events
-from server.delivery import Incoming
+from server.delivery import Incoming, manifest
 from server.events import Events, parse, play
 from server.submit import Listener
 from tests.fedlora.test_progress import play as watch
@@ -131,6 +131,22 @@ def test_a_lost_or_damaged_part_is_missed(
             listener.hear(line)
         assert incoming.missing() == ["round-0002/state.safetensors"]
         assert not list((incoming.folder / "round-0002").iterdir())
+
+
+def test_older_event_files_make_way(run: RunDir, tmp_path: Path) -> None:
+    """What TensorBoard is told again under another name is not there twice; what stays with W&B's
+    own uploads does not travel."""
+    for name in ("tensorboard/new", "wandb/log"):
+        (run.path / name).parent.mkdir()
+        (run.path / name).write_text("x")
+    folder = tmp_path / "here" / "tensorboard"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("x")
+    (folder / "new").write_text("x")  # arrived before the list of files was heard
+    sent = manifest(run.path)
+    Incoming(folder.parent).expect(sent.files, sent.left)
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert "tensorboard/new" in sent.files and "wandb/log" not in sent.files
 
 
 @pytest.mark.parametrize(

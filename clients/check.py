@@ -167,13 +167,16 @@ class Check:
     def data(self) -> str:
         rows = self._allowed.federation
         client = self._client
-        names = Counter(rows.labels[i] for i in rows.rows.select(rows.trained[client])["label"])
-        counts = ", ".join(f"{label} {names[label]}" for label in rows.labels)
+        names = Counter(rows.rows.select(rows.trained[client])["label"])
+        counts = ", ".join(f"{label} {names[i]}" for i, label in enumerate(rows.labels))
         trained, held = len(rows.trained[client]), len(rows.held[client])
         config = self._resident.config
         self._settled.allow_rows(config, trained)
         steps = config.train.steps_a_round(trained)
-        return f"{trained} rows to train on ({counts}), {held} held out; {steps} steps a round"
+        told = f" ({counts})" if counts else ""
+        cut = self._resident.truncation()
+        parts = [f"{trained} rows to train on{told}, {held} held out; {steps} steps a round", cut]
+        return "; ".join(part for part in parts if part)
 
     @property
     def _client(self) -> str:

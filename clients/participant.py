@@ -94,10 +94,12 @@ def evaluate(
         if privacy.local:
             reply.metrics = private.score(resident, store, order, tensors, own, peers)
         else:
-            reply.metrics = {"score": own.score, "rows": float(own.rows)}
+            found = {"score": own.score, "loss": own.loss, "rows": float(own.rows)}
+            reply.metrics = {k: x for k, x in found.items() if math.isfinite(x)}
     if order.server_rows and len(rows := resident.encoded("", "test")):
-        found = yield Rate(replace(member, encoded=rows), "test")
-        reply.metrics["global"] = found.score
+        whole = yield Rate(replace(member, encoded=rows), "test")
+        on_server = {"global": whole.score, "global_loss": whole.loss}
+        reply.metrics |= {k: x for k, x in on_server.items() if math.isfinite(x)}
     return reply
 
 

@@ -21,6 +21,8 @@ def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> 
     own = {"version": fedlora.__version__, **resident.identity}
     if parcel.facts and (wrong := differences(parcel.facts, own)):
         log.error("this node cannot take part in the run: %s", "; ".join(wrong))
+    if resident.node.data and (cut := resident.truncation()):
+        log.warning("%s", cut)
     return answer(
         "ok",
         client=client,

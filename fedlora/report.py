@@ -1,7 +1,8 @@
 """What a run says: its table from `metrics.jsonl`.
 
-A row is one object of that file. kind "round": round, score, personalised, loss, bytes_up,
-bytes_down, clients, failed, dropped, seconds; kind "client": round, client, score, and more.
+A row is one object of that file. kind "round": round, score, personalised, loss (of training),
+test_loss and personalised_loss (on held-out rows, as the scores beside them), bytes_up, bytes_down,
+clients, failed, dropped, seconds; kind "client": round, client, score, test_loss, and more.
 A private run's rows have epsilon and delta too: what was spent from the first round to this one.
 Scores are fractions, losses nats, bytes those of tensors as sent; what is unknown is null, and so
 is an infinite epsilon. Round 0 is the evaluation of the start.

@@ -48,10 +48,10 @@ class Resident:
     @cached_property
     @profile.timed("load")
     def federation(self) -> data.Federation:
-        seed = self.config.run.seed
+        seed, kind = self.config.run.seed, tasks.load(self.config.model.task).kind
         if self.node.data:
-            return own(self.node.data, self.node.client, self.config.data, seed)
-        federation = data.load(self.config.data, seed)
+            return own(self.node.data, self.node.client, self.config.data, seed, kind)
+        federation = data.load(self.config.data, seed, kind)
         return data.pool(federation) if self.config.data.pooled else federation
 
     @cached_property
@@ -140,6 +140,20 @@ class Resident:
         """The rows that clients own, in the pool's order, which is that of the table."""
         owned = [*self.federation.trained.values(), *self.federation.held.values()]
         return np.sort(np.asarray([row for rows in owned for row in rows], np.int64))
+
+    def truncation(self) -> str:
+        """What data.max_length costs the rows of this process, in words; "" where none is cut."""
+        splits = [("", "test"), ("", "public")] if not self.node.data else []
+        tables = [self._table, *(self.encoded(*split) for split in splits)]
+        cut, rows = (sum(x) for x in zip(*((t.truncated, len(t)) for t in tables), strict=True))
+        if not cut:
+            return ""
+        silent = sum(int((self.task.counts(t, range(len(t))) == 0).sum()) for t in tables if len(t))
+        lost = f"; {silent:,} of them have nothing left to be learnt or scored" if silent else ""
+        return (
+            f"{cut:,} of {rows:,} rows are longer than data.max_length = {self.task.max_length} "
+            f"tokens and lose their ends{lost}"
+        )
 
     def _rows_digest(self, client: str, split: str) -> str:
         """SHA-256 of a client's 'train' or 'heldout' rows."""

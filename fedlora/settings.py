@@ -1,8 +1,8 @@
 """Reading the configuration: a TOML file, `section.key=value`, Flower's flat run-config.
 
-Every way ends in `resolve`, which lays the method's documented defaults underneath, validates, and
-names what is wrong. Flower's run-config knows neither lists nor nulls, nor does TOML know nulls:
-there they are written as strings, `"[1, 2]"` and `"null"`.
+Every way ends in `resolve`, which lays the task's and the method's documented defaults underneath,
+validates, and names what is wrong. Flower's run-config knows neither lists nor nulls, nor does TOML
+know nulls: there they are written as strings, `"[1, 2]"` and `"null"`.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from fedlora import files
+from fedlora import files, tasks
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.privacy import plan
@@ -46,7 +46,9 @@ def resolve(
     settings = _without_nulls(settings, cls)
     method = _validated(cls, settings, "strategy")
 
-    tree = merged(_nested(cls.defaults), given)
+    task = given.get("model", {}).get("task", "")
+    defaults = merged(_nested(tasks.DEFAULTS.get(task, {})), _nested(cls.defaults))
+    tree = merged(defaults, given)
     tree["strategy"] = {"name": strategy["name"], **method.model_dump(mode="json")}
     adapter = tree.setdefault("adapter", {})
     if isinstance(adapter, dict) and adapter.get("kind") is None:

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -41,6 +42,13 @@ class Outcome:
     inbox: Inbox
     failed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """The global model on the server's rows: its score and its loss, None where it has none."""
+
+    score: float | None
+    loss: float | None
 
 
 class Coordinator:
@@ -84,14 +92,15 @@ class Coordinator:
             self.central.close()
 
     @profile.timed("evaluate")
-    def score(self, number: int) -> float | None:
-        """The global model on the server's rows. A method that keeps parts on clients has one
-        only before they differ."""
+    def score(self, number: int) -> Found:
+        """The global model's score and loss on the server's rows. A method that keeps parts on
+        clients has them only before those differ."""
         rows = self.resident.encoded("", "test")
         if (self.local and number) or not len(rows):
-            return None
+            return Found(None, None)
         load_global(self.resident, self.state, number)
-        return evaluate(self.resident.task, self.resident.adapter.model, rows).score
+        found = evaluate(self.resident.task, self.resident.adapter.model, rows)
+        return Found(*(x if math.isfinite(x) else None for x in (found.score, found.loss)))
 
     def _begin(self) -> None:
         """Round 0: everyone who is there joins, the method makes the first state, it is scored."""
@@ -106,10 +115,11 @@ class Coordinator:
                 "for the first state clients sent gradients of their own rows: the one thing in "
                 "this run that crosses and is no adapter tensor (strategy.init asked for it)"
             )
-        score = self.score(0)
+        found = self.score(0)
         self.roster.founders = len(self.roster.members)
         seconds = time.monotonic() - started
-        row = round_row(0, base.traffic, seconds, score=score, **self._spent())
+        scores = {"score": found.score, "test_loss": found.loss}
+        row = round_row(0, base.traffic, seconds, **scores, **self._spent())
         with self.run.aside(0) as aside:
             self._commit(0, [row], aside)
 
@@ -128,15 +138,17 @@ class Coordinator:
         outcome.inbox.clear()
 
         asked = [] if self.central else sorted(weights)  # under central privacy no score is told
-        score, scores = self._evaluate(phase, asked, number)
+        found, scores = self._evaluate(phase, asked, number)
         trained = {c: a.metrics for c, a in arrivals.items()}
         held = {c: m.get("rows", 0.0) for c, m in scores.items()}
         row = round_row(
             number,
             phase.traffic,
             time.monotonic() - started,
-            score=score,
+            score=found.score,
+            test_loss=found.loss,
             personalised=mean(scores, "score", held),
+            personalised_loss=mean(scores, "loss", held),
             loss=mean(trained, "loss", weights),
             clients=len(weights),
             failed=dict(sorted(outcome.failed.items())),
@@ -227,8 +239,8 @@ class Coordinator:
 
     def _evaluate(
         self, phase: Phase, clients: list[str], number: int
-    ) -> tuple[float | None, dict[str, dict[str, float]]]:
-        """The global score, and each client's own model on its own held-out rows (one that fails
+    ) -> tuple[Found, dict[str, dict[str, float]]]:
+        """The global model's, and each client's own model on its own held-out rows (one that fails
         has none). The server scores its model while the clients score theirs."""
         self.observer.phase(number, "evaluate", len(clients))
         round = self._at(number, "evaluate")
@@ -241,11 +253,12 @@ class Coordinator:
                     scores[reply.client] = dict(reply.parcel.metrics)
                 self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
             with profile.span("evaluate"):
-                score = scored.result()
+                found = scored.result()
         scores = {c: scores[c] for c in sorted(scores)}
         if self.local:
-            score = mean(scores, "global", dict.fromkeys(scores, 1.0))
-        return score, scores
+            alike = dict.fromkeys(scores, 1.0)
+            found = Found(*(mean(scores, key, alike) for key in ("global", "global_loss")))
+        return found, scores
 
     @profile.timed("checkpoint")
     def _keep_updates(self, phase: Phase, inbox: Inbox, aside: Path) -> None:

@@ -9,13 +9,16 @@ Metrics = Mapping[str, Mapping[str, float]]  # by client
 
 
 def round_row(number: int, traffic: Traffic, seconds: float, **found: object) -> Row:
-    """Scores are fractions, bytes those of the tensors as sent, by all clients together."""
+    """Scores are fractions, losses nats (a token, where rows have many), bytes those of the tensors
+    as sent, by all clients together."""
     return {
         "kind": "round",
         "round": number,
         "score": None,
         "personalised": None,
         "loss": None,
+        "test_loss": None,
+        "personalised_loss": None,
         "bytes_up": sum(traffic.up.values()),
         "bytes_down": sum(traffic.down.values()),
         "clients": 0,
@@ -49,6 +52,7 @@ def client_rows(
             "weight": weights.get(client, 0.0),
             "loss": trained.get(client, {}).get("loss"),
             "score": scores.get(client, {}).get("score"),
+            "test_loss": scores.get(client, {}).get("loss"),
             "bytes_up": traffic.up.get(client, 0),
             "bytes_down": traffic.down.get(client, 0),
             "seconds": trained.get(client, {}).get("seconds"),

@@ -56,6 +56,8 @@ def simulate(
         with watch(run.path / "log.txt") as observer, threads(config.simulation.threads):
             if apart:
                 observer.note(f"clients go one after another, as they cannot share passes: {apart}")
+            if cut := resident.truncation():
+                observer.note(cut)
             coordinator = Coordinator(grid, resident, run, observer)
             coordinator.serve()
     except UserError:

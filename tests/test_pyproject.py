@@ -10,7 +10,7 @@ import pytest
 
 import fedlora
 import strategies
-from fedlora import settings
+from fedlora import settings, tasks
 from fedlora.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +30,9 @@ def flat(tree: dict[str, Any]) -> dict[str, str]:
 
 def test_flower_app_config_is_the_configuration() -> None:
     """`flwr run .` offers every field of the configuration with its default, and none besides;
-    what some method has a default of its own for is left open."""
+    what some method or task has a default of its own for is left open."""
     methods = {key for name in strategies.BUILTIN for key in strategies.load(name).defaults}
+    methods |= {key for defaults in tasks.DEFAULTS.values() for key in defaults}
     expected = flat(
         {
             section: {

@@ -20,6 +20,16 @@ class Data(Section):
     )
     text: str = Field("text", description="The column with the text, as the bundled data has it.")
     label: str = Field("label", description="The column with the label, a string or an integer.")
+    format: Literal["auto", "alpaca", "dolly", "messages", "sharegpt", "columns"] = Field(
+        "auto",
+        description="instruction: the form that conversations are in, see "
+        "fedlora.data.conversations; by default the one whose columns are there.",
+    )
+    prompt: str = Field("prompt", description="format = columns: the column with the question.")
+    context: str | None = Field(
+        None, description="format = columns: a column with more for the model to read, if any."
+    )
+    response: str = Field("response", description="format = columns: the column with the answer.")
     labels: list[str] | None = Field(
         None,
         min_length=2,
@@ -60,7 +70,19 @@ class Data(Section):
         "nobody trains on them.",
     )
     max_length: PositiveInt = Field(
-        48, description="Tokens a row; longer ones are truncated, as 3 % of the bundled are."
+        48,
+        description="Tokens a row; longer ones are truncated, as 3 % of the bundled are, and the "
+        "run says how many. Instruction tuning has 512 unless told otherwise.",
+    )
+    learn: Literal["response", "all"] = Field(
+        "response",
+        description="instruction: the tokens whose prediction is learnt and scored, those of the "
+        "answers or of the whole conversation.",
+    )
+    packing: bool = Field(
+        False,
+        description="instruction: train on a client's rows laid end to end up to max_length, each "
+        "without a view of the others. Off, as rows of like length share passes in any case.",
     )
 
     @model_validator(mode="after")

@@ -9,14 +9,16 @@ from fedlora.config import Data
 from fedlora.data import partition, sources
 from fedlora.errors import UserError
 from fedlora.streams import stream
+from fedlora.tasks import Kind
 
 
 @dataclass(frozen=True)
 class Federation:
     """A data set divided among clients. Every `Dataset` has the columns text (str) and label
-    (int, an index into `labels`); a row is in one of them only."""
+    (int, an index into `labels`), or those of conversations, messages (a list of role and content)
+    and label; a row is in one of them only."""
 
-    labels: list[str]
+    labels: list[str]  # none where rows are conversations
     clients: list[str]  # stable ids, in order
     test: Dataset  # the server's held-out rows
     public: Dataset  # the server's own rows: neither training nor test
@@ -38,8 +40,9 @@ class Federation:
         return self.rows.select(self.held[client])
 
 
-def load(data: Data, seed: int) -> Federation:
-    """Read the data set that the configuration names and divide it among clients.
+def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
+    """Read the data set that the configuration names, as rows of a kind, and divide it among
+    clients.
 
     The same configuration and seed give the same rows. Test rows come from the data's own test
     file, else they are the share data.test of the rest; public rows are data.public of what
@@ -49,7 +52,7 @@ def load(data: Data, seed: int) -> Federation:
     Raises:
         UserError: something in the data or in `data` is wrong; the message says what and where.
     """
-    source = sources.read(data)
+    source = sources.read(data, kind)
     owners = source.owners
     rows = list(range(len(source.rows)))
     test: set[int] = set()

@@ -6,9 +6,10 @@ from pathlib import Path
 from fedlora.config import Data
 from fedlora.data import Federation, load, partition, sources
 from fedlora.errors import UserError
+from fedlora.tasks import Kind
 
 
-def own(path: str, client: str, data: Data, seed: int) -> Federation:
+def own(path: str, client: str, data: Data, seed: int, kind: Kind = "labelled") -> Federation:
     """All rows of a file, in its order, or a client's rows of the bundled data that `path` names.
     Of `data` only the columns, the labels and what a client does with its rows (data.rows,
     data.holdout) count. What is held out is what a simulation of the same rows, under
@@ -18,17 +19,18 @@ def own(path: str, client: str, data: Data, seed: int) -> Federation:
         UserError: the file cannot be used, or there are no bundled rows of that client.
     """
     if path in sources.BUNDLED:
-        return _bundled(path, client, data, seed)
+        return _bundled(path, client, data, seed, kind)
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no file {file} (looked from {Path.cwd()}). Correct the path.")
-    table = sources.check(sources.read_file(file), str(file), data, None)
-    labels = sources.label_names({str(file): table}, data)
-    rows = sources.together([table], labels)
+    rule = sources.RULES[kind]
+    table = rule.check(sources.read_file(file), str(file), data, None)
+    labels = rule.label_names({str(file): table}, data)
+    rows = rule.together([table], labels)
     trained, held = partition.hold_out({client: list(range(len(rows)))}, data, seed)
     none = rows.select([])
     return Federation(
-        labels=labels,
+        labels=labels if kind == "labelled" else [],
         clients=[client],
         test=none,
         public=none,
@@ -38,10 +40,10 @@ def own(path: str, client: str, data: Data, seed: int) -> Federation:
     )
 
 
-def _bundled(name: str, client: str, data: Data, seed: int) -> Federation:
+def _bundled(name: str, client: str, data: Data, seed: int, kind: Kind) -> Federation:
     """As `load` divides bundled data by its own clients, whatever the run divides and how."""
-    given = {"name": name, "partition": "natural", "by": "domain", "text": "text"}
-    whole = load(data.model_copy(update={**given, "label": "label"}), seed)
+    given = {"name": name, "partition": "natural", "by": "domain", "text": "text", "format": "auto"}
+    whole = load(data.model_copy(update={**given, "label": "label"}), seed, kind)
     if client not in whole.clients:
         raise UserError(
             f"the bundled data {name!r} has no client {client!r}: be one of "

@@ -4,21 +4,26 @@ Every table is checked as it is read, so that what leaves this module can be tru
 are texts, a label for every row, and a message that names the place and the mend where not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset
 
 from fedlora.config import Data
+from fedlora.data import conversations, labelled
 from fedlora.errors import UserError
+from fedlora.tasks import Kind
 
 # Data that comes with fedlora: name -> the folder of its train and test rows.
 BUNDLED = {name: Path(__file__).parent / name for name in ("sentiment", "definitions")}
+
+# A kind of rows: its `check` makes a `Table` of what was read, its `label_names` those of all
+# tables, its `together` one `Dataset` of several tables.
+RULES: dict[Kind, Any] = {"labelled": labelled, "conversations": conversations}
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Only an empty cell is a missing value: pandas would also lose texts such as "None" and "NA".
@@ -35,8 +40,8 @@ class Source:
     """All rows of a data set, checked. `owners[i]` says whose row i of `rows` is, or is None where
     no column and no file tells; `test` and `public` are None where the data brings no such rows."""
 
-    labels: list[str]
-    rows: Dataset  # text (str), label (int, into labels)
+    labels: list[str]  # none where rows are conversations
+    rows: Dataset  # text (str) or messages (list of role and content), and label (int)
     owners: list[Any] | None
     test: Dataset | None  # as rows
     public: Dataset | None  # as rows
@@ -52,39 +57,30 @@ class Raw:
     public: Dataset | None = None
 
 
-@dataclass(frozen=True)
-class Table:
-    """The checked rows of one place, labels still by name."""
-
-    texts: list[str]
-    names: list[str]  # the label of each row
-    classes: list[str]  # the label names as the data set orders them; [] where it does not
-    owners: list[Any] | None
-
-
-def read(data: Data) -> Source:
-    """Read and check what the configuration names.
+def read(data: Data, kind: Kind = "labelled") -> Source:
+    """Read and check what the configuration names, as rows of a kind.
 
     Raises:
         UserError: naming the file, row or column, with the mend.
     """
+    rule = RULES[kind]
     raw = tables(data)
     by = data.by if data.partition == "natural" else None
-    parts = {where: check(table, where, data, by) for where, table in raw.rows.items()}
-    test = None if raw.test is None else check(raw.test, "the test rows", data, None)
-    public = None if raw.public is None else check(raw.public, "the public rows", data, None)
+    parts = {where: rule.check(table, where, data, by) for where, table in raw.rows.items()}
+    test = None if raw.test is None else rule.check(raw.test, "the test rows", data, None)
+    public = None if raw.public is None else rule.check(raw.public, "the public rows", data, None)
     given = {**parts, "the test rows": test, "the public rows": public}
-    labels = label_names({where: table for where, table in given.items() if table}, data)
+    labels = rule.label_names({where: table for where, table in given.items() if table}, data)
     if data.partition == "split":
         owners: list[Any] | None = [c for c, part in parts.items() for _ in part.names]
     else:
         (owners,) = (part.owners for part in parts.values())
     return Source(
-        labels=labels,
-        rows=together(list(parts.values()), labels),
+        labels=labels if kind == "labelled" else [],
+        rows=rule.together(list(parts.values()), labels),
         owners=owners,
-        test=None if test is None else together([test], labels),
-        public=None if public is None else together([public], labels),
+        test=None if test is None else rule.together([test], labels),
+        public=None if public is None else rule.together([public], labels),
     )
 
 
@@ -176,110 +172,3 @@ def no_bars() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
-    """The table's text, label and owner columns, each row's value there and of the right kind."""
-    if not len(table):
-        raise UserError(f"{where} has no rows. Fill it or remove it.")
-    texts = column(table, where, data.text, "data.text")
-    if not all(isinstance(t, str) for t in texts):
-        raise UserError(
-            f"{where}: the column {data.text!r} holds {table.features[data.text]}, not text. "
-            f"Set data.text to one of {', '.join(text_columns(table)) or 'its text columns'}."
-        )
-    return Table(
-        texts=texts,
-        names=names_of(table, where, data.label),
-        classes=classes_of(table, data.label),
-        owners=owners_of(table, where, by) if by else None,
-    )
-
-
-def column(table: Dataset, where: str, name: str, key: str) -> list[Any]:
-    """A column's values, none missing; rows are counted from 1 in messages."""
-    if name not in table.column_names:
-        near = sorted(table.column_names, key=lambda c: -SequenceMatcher(None, name, c).ratio())
-        raise UserError(
-            f"{where} has no column {name!r}; its columns are {', '.join(near)}. Set {key}."
-        )
-    values: list[Any] = table[name][:]
-    for row, value in enumerate(values, start=1):
-        if value is None or value != value or (isinstance(value, str) and not value.strip()):
-            raise UserError(
-                f"{where}: row {row} has no value in the column {name!r} ({key}). "
-                f"Fill it or remove the row."
-            )
-    return values
-
-
-def text_columns(table: Dataset) -> list[str]:
-    return [c for c, f in table.features.items() if getattr(f, "dtype", "").endswith("string")]
-
-
-def classes_of(table: Dataset, label: str) -> list[str]:
-    feature = table.features[label]
-    return list(feature.names) if isinstance(feature, ClassLabel) else []
-
-
-def names_of(table: Dataset, where: str, label: str) -> list[str]:
-    """The label of each row by name: strings as they are, integers in decimal."""
-    values = column(table, where, label, "data.label")
-    classes = classes_of(table, label)
-    if classes:
-        for row, value in enumerate(values, start=1):
-            if not 0 <= value < len(classes):
-                raise UserError(
-                    f"{where}: row {row} has the label {value}, which is none of the "
-                    f"{len(classes)} labels of {label!r}. Fill it or remove the row."
-                )
-        return [classes[value] for value in values]
-    if not all(isinstance(value, str | int) for value in values):
-        raise UserError(
-            f"{where}: the column {label!r} holds {table.features[label]}; labels are strings or "
-            f"integers. Convert them, or set data.label to another column."
-        )
-    return [str(value) for value in values]
-
-
-def owners_of(table: Dataset, where: str, by: str) -> list[Any]:
-    """The owner of each row: integers stay so (they sort as numbers), all else is a string."""
-    values = column(table, where, by, "data.by")
-    return values if all(isinstance(v, int) for v in values) else [str(v) for v in values]
-
-
-def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
-    """data.labels, of which every row of the tables (by place) has one; else the label names of all
-    tables: in the data set's own order where it has one, else sorted, integers as numbers."""
-    if data.labels is not None:
-        for where, table in tables.items():
-            for row, name in enumerate(table.names, start=1):
-                if name not in data.labels:
-                    raise UserError(
-                        f"{where}: row {row} has the label {name!r}, which is none of data.labels "
-                        f"({', '.join(data.labels)}). Correct it, or add it to data.labels."
-                    )
-        return list(data.labels)
-    ordered = list(dict.fromkeys(name for table in tables.values() for name in table.classes))
-    others = {name for table in tables.values() for name in table.names} - set(ordered)
-    try:
-        labels = ordered + sorted(others, key=int)
-    except ValueError:
-        labels = ordered + sorted(others)
-    if len(labels) < 2:
-        raise UserError(
-            f"{', '.join(tables)}: every row has the label {labels[0]!r}, so there is nothing to "
-            f"learn. Is data.label = {data.label!r} the right column? Where other clients have "
-            f"other labels, name them all in data.labels."
-        )
-    return labels
-
-
-def together(tables: Sequence[Table], labels: Sequence[str]) -> Dataset:
-    """The rows of all tables, labels as indices into `labels`."""
-    index = {name: i for i, name in enumerate(labels)}
-    columns = {
-        "text": [text for table in tables for text in table.texts],
-        "label": [index[name] for table in tables for name in table.names],
-    }
-    return Dataset.from_dict(columns, Features(text=Value("string"), label=Value("int64")))

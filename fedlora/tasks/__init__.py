@@ -25,6 +25,8 @@ TASKS = {
     "classification": ("fedlora.tasks.classification", "Classification"),
     "instruction": ("fedlora.tasks.instruction", "Instruction"),
 }
+# Configuration that a task wants, by dotted key.
+DEFAULTS: dict[str, dict[str, Any]] = {"instruction": {"data.max_length": 512}}
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class Task(Protocol):
 
     type: str  # PEFT's name of the task
     kind: Kind  # of rows: labelled texts, or conversations
+    learn: str  # what of a row is learnt
     architecture: Any  # Transformers' AutoModelFor…
     labels: Sequence[str]
+    max_length: int
     tokenizer: "PreTrainedTokenizerBase"
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None: ...

@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fedlora import cancel
 from fedlora.config import Config
-from fedlora.pieces import padded
 from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
 from fedlora.tasks import Kind
@@ -36,6 +35,7 @@ class Classification:
 
     type = "SEQ_CLS"
     kind: Kind = "labelled"
+    learn = "label"
     architecture = AutoModelForSequenceClassification
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None:
@@ -64,10 +64,15 @@ class Classification:
         inputs: dict[str, list[Tensor]] = {name: [EMPTY] for name in names}
         lengths: list[int] = []
         labels: list[int] = []
+        cut: list[bool] = []
         for some in rows.iter(ROWS):
             labels += some["label"]
             tokens = self.tokenizer(some["text"], truncation=True, max_length=self.max_length)
             lengths += [len(row) for row in tokens["input_ids"]]
+            # A tokenizer in Python does not tell.
+            cut += [bool(row.overflowing) for row in tokens.encodings or ()] or [False] * len(
+                some["text"]
+            )
             for name, table in tokens.items():
                 flat = torch.tensor([x for row in table for x in row], dtype=torch.int32)
                 inputs.setdefault(name, []).append(flat)
@@ -75,29 +80,18 @@ class Classification:
             inputs={name: torch.cat(inputs.pop(name)) for name in list(inputs)},
             starts=np.cumsum([0, *lengths], dtype=np.int64),
             labels=torch.tensor(labels, dtype=torch.int64),
+            cut=np.array(cut, dtype=np.bool_),
             rows=np.arange(len(lengths)),
         )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""
-        rows = encoded.rows[list(indices)]
-        starts, ends = encoded.starts[rows], encoded.starts[rows + 1]
-        spans = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-        lengths = torch.from_numpy(ends - starts)
-        width = padded(int(lengths.max()))
-        # Past max_length the model may have no positions. Padding is on the right, where it
-        # moves no token's position.
-        kept = torch.arange(min(width, self.max_length)) < lengths[:, None]  # (b, t)
         padding = {
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
-        batch = {"labels": encoded.labels[torch.from_numpy(rows)]}
-        for name, tokens in encoded.inputs.items():
-            filled = torch.full(kept.shape, padding.get(name, 0))
-            filled[kept] = torch.cat([tokens[span] for span in spans]).long()
-            batch[name] = filled
-        return batch
+        inputs, labels = encoded.padded(indices, padding, self.max_length)
+        return {**inputs, "labels": labels}
 
     def counts(self, encoded: Encoded, indices: Sequence[int]) -> Tensor:
         """(b,): one a row."""

@@ -3,13 +3,16 @@
 Shapes: n rows of the table, of T tokens in all; k of them selected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedlora.pieces import padded
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Encoded:
     inputs: dict[str, Tensor]  # the model's inputs by name, each (T,) int32
     starts: NDArray[np.int64]  # (n + 1,)
     labels: Tensor  # (n,) int64
+    cut: NDArray[np.bool_]  # (n,): whether a row was longer, and its end is not here
     rows: NDArray[np.int64]  # (k,): which rows of the table these are
 
     def __len__(self) -> int:
@@ -33,6 +37,30 @@ class Encoded:
     def select(self, indices: "Sequence[int] | NDArray[Any]") -> "Encoded":
         """The rows `indices` of these rows, in that order."""
         return replace(self, rows=self.rows[np.asarray(indices, dtype=np.int64)])
+
+    @property
+    def truncated(self) -> int:
+        """How many of these rows lack their end."""
+        return int(self.cut[self.rows].sum())
+
+    def padded(
+        self, indices: Sequence[int], padding: Mapping[str, int], most: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Some of these rows (at least one) side by side: the inputs by name, (b, t) int64, and
+        their labels (b,). Padding, 0 unless `padding` says otherwise, is on the right, where it
+        moves no token's position; past `most` tokens the model may have none."""
+        rows = self.rows[list(indices)]
+        starts, ends = self.starts[rows], self.starts[rows + 1]
+        spans = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        lengths = torch.from_numpy(ends - starts)
+        width = min(padded(int(lengths.max())), most)
+        kept = torch.arange(width) < lengths[:, None]  # (b, t)
+        batch = {}
+        for name, tokens in self.inputs.items():
+            filled = torch.full(kept.shape, padding.get(name, 0))
+            filled[kept] = torch.cat([tokens[span] for span in spans]).long()
+            batch[name] = filled
+        return batch, self.labels[torch.from_numpy(rows)]
 
     @staticmethod
     def joined(parts: "Sequence[Encoded]") -> "Encoded":

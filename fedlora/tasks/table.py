@@ -26,7 +26,7 @@ from fedlora.views import fingerprint, manifest
 def key(task: Any, rows: Dataset) -> str:
     """32 hexadecimal digits that differ where the rows' tokens would."""
     hasher = hashlib.blake2b(digest_size=16)
-    hasher.update(f"{type(task).__name__} {task.max_length} {task.labels}\n".encode())
+    hasher.update(f"{type(task).__name__} {task.max_length} {task.labels} {task.learn}\n".encode())
     hasher.update(tokenizer_digest(task.tokenizer).encode())
     for some in rows.iter(1024):
         hasher.update(json.dumps(some, sort_keys=True).encode())
@@ -47,7 +47,8 @@ def mapped(folder: Path, key: str, make: Callable[[], Encoded]) -> Encoded:
 def _write(path: Path, key: str, table: Encoded) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"inputs.{name}": tokens for name, tokens in table.inputs.items()}
-    tensors |= {"starts": torch.from_numpy(table.starts), "labels": table.labels}
+    tensors |= {k: torch.from_numpy(getattr(table, k)) for k in ("starts", "cut")}
+    tensors["labels"] = table.labels
     save(tensors, path, {"key": key, "digest": fingerprint(manifest(tensors))})
 
 
@@ -61,6 +62,7 @@ def _read(path: Path, key: str) -> Encoded | None:
         return None
     if told != {"key": key, "digest": fingerprint(manifest(tensors))}:
         return None
-    starts, labels = tensors.pop("starts").numpy(), tensors.pop("labels")
+    starts, cut = (tensors.pop(k).numpy() for k in ("starts", "cut"))
+    labels = tensors.pop("labels")
     inputs = {name.removeprefix("inputs."): tokens for name, tokens in tensors.items()}
-    return Encoded(inputs, starts, labels, np.arange(len(labels)))
+    return Encoded(inputs, starts, labels, cut, np.arange(len(labels)))

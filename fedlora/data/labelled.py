@@ -1,0 +1,89 @@
+"""Rows that are a text with a label."""
+
+from collections.abc import Mapping, Sequence
+
+from datasets import ClassLabel, Dataset, Features, Value
+
+from fedlora.config import Data
+from fedlora.data.columns import Table, column, owners_of, text_columns
+from fedlora.errors import UserError
+
+
+def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
+    """The table's text, label and owner columns, each row's value there and of the right kind."""
+    if not len(table):
+        raise UserError(f"{where} has no rows. Fill it or remove it.")
+    texts = column(table, where, data.text, "data.text")
+    if not all(isinstance(t, str) for t in texts):
+        raise UserError(
+            f"{where}: the column {data.text!r} holds {table.features[data.text]}, not text. "
+            f"Set data.text to one of {', '.join(text_columns(table)) or 'its text columns'}."
+        )
+    return Table(
+        contents=texts,
+        names=names_of(table, where, data.label),
+        classes=classes_of(table, data.label),
+        owners=owners_of(table, where, by) if by else None,
+    )
+
+
+def classes_of(table: Dataset, label: str) -> list[str]:
+    feature = table.features[label]
+    return list(feature.names) if isinstance(feature, ClassLabel) else []
+
+
+def names_of(table: Dataset, where: str, label: str) -> list[str]:
+    """The label of each row by name: strings as they are, integers in decimal."""
+    values = column(table, where, label, "data.label")
+    classes = classes_of(table, label)
+    if classes:
+        for row, value in enumerate(values, start=1):
+            if not 0 <= value < len(classes):
+                raise UserError(
+                    f"{where}: row {row} has the label {value}, which is none of the "
+                    f"{len(classes)} labels of {label!r}. Fill it or remove the row."
+                )
+        return [classes[value] for value in values]
+    if not all(isinstance(value, str | int) for value in values):
+        raise UserError(
+            f"{where}: the column {label!r} holds {table.features[label]}; labels are strings or "
+            f"integers. Convert them, or set data.label to another column."
+        )
+    return [str(value) for value in values]
+
+
+def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
+    """data.labels, of which every row of the tables (by place) has one; else the label names of all
+    tables: in the data set's own order where it has one, else sorted, integers as numbers."""
+    if data.labels is not None:
+        for where, table in tables.items():
+            for row, name in enumerate(table.names, start=1):
+                if name not in data.labels:
+                    raise UserError(
+                        f"{where}: row {row} has the label {name!r}, which is none of data.labels "
+                        f"({', '.join(data.labels)}). Correct it, or add it to data.labels."
+                    )
+        return list(data.labels)
+    ordered = list(dict.fromkeys(name for table in tables.values() for name in table.classes))
+    others = {name for table in tables.values() for name in table.names} - set(ordered)
+    try:
+        labels = ordered + sorted(others, key=int)
+    except ValueError:
+        labels = ordered + sorted(others)
+    if len(labels) < 2:
+        raise UserError(
+            f"{', '.join(tables)}: every row has the label {labels[0]!r}, so there is nothing to "
+            f"learn. Is data.label = {data.label!r} the right column? Where other clients have "
+            f"other labels, name them all in data.labels."
+        )
+    return labels
+
+
+def together(tables: Sequence[Table], labels: Sequence[str]) -> Dataset:
+    """The rows of all tables, labels as indices into `labels`."""
+    index = {name: i for i, name in enumerate(labels)}
+    columns = {
+        "text": [text for table in tables for text in table.contents],
+        "label": [index[name] for table in tables for name in table.names],
+    }
+    return Dataset.from_dict(columns, Features(text=Value("string"), label=Value("int64")))

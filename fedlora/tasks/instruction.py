@@ -1,0 +1,145 @@
+"""Answers to instructions, by a causal language model.
+
+Shapes: b rows of a batch, t tokens of its longest row (padded), v words of the vocabulary; k of the
+t positions are looked at, those whose next token is to be learnt in any row.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fedlora import cancel
+from fedlora.config import Config
+from fedlora.pretrained import Pretrained
+from fedlora.tasks import Kind
+from fedlora.tasks.chat import Chat
+from fedlora.tasks.encoded import Encoded
+
+IGNORED = -100  # as a target: a token that is read and not learnt
+
+
+class Instruction:
+    """Causal language modelling of conversations with any model that `AutoModelForCausalLM` loads.
+
+    A row's loss is the mean over its targets, in nats a token; it is right to the fraction of them
+    that are the likeliest next token. In a mean over rows a row counts as many as it has targets,
+    so that the mean is one over tokens; in a private run it counts one, since a row's gradient
+    may depend on no other's length.
+
+    Making one loads the tokenizer only.
+
+    Raises:
+        UserError: the model or its chat template cannot be used.
+    """
+
+    type = "CAUSAL_LM"
+    kind: Kind = "conversations"
+    architecture = AutoModelForCausalLM
+
+    def __init__(self, config: Config, labels: Sequence[str] = ()) -> None:
+        self.labels: list[str] = []
+        self.learn = config.data.learn
+        self.by_row = config.privacy.on
+        self.pretrained = Pretrained(config.model)
+        self.tokenizer = self.pretrained.tokenizer()
+        self.chat = Chat(self.tokenizer, config.model.chat_template)
+        self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
+
+    def model(self, seed: int) -> PreTrainedModel:
+        """The pretrained model in evaluation mode; nothing of it is drawn."""
+        model = self.pretrained.model(self.architecture, "causal language modelling")
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def encode(self, rows: Dataset) -> Encoded:
+        """Tokenise rows with the column messages, cut at max_length tokens."""
+        tokens: list[Tensor] = [torch.empty(0, dtype=torch.int32)]
+        targets: list[Tensor] = [torch.empty(0, dtype=torch.int32)]
+        lengths: list[int] = []
+        cut: list[bool] = []
+        for messages in rows["messages"]:
+            ids, learnt = self.chat.tokens(messages, everything=self.learn == "all")
+            found = torch.tensor(ids[: self.max_length], dtype=torch.int32)
+            kept = torch.tensor(learnt[: self.max_length])
+            kept[:1] = False  # nothing stands before it to tell it from
+            tokens.append(found)
+            targets.append(found.where(kept, IGNORED))
+            lengths.append(len(found))
+            cut.append(len(ids) > self.max_length)
+        return Encoded(
+            inputs={"input_ids": torch.cat(tokens), "labels": torch.cat(targets)},
+            starts=np.cumsum([0, *lengths], dtype=np.int64),
+            labels=torch.zeros(len(lengths), dtype=torch.int64),
+            cut=np.array(cut, dtype=np.bool_),
+            rows=np.arange(len(lengths)),
+        )
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The rows `indices` (at least one): the model's inputs, and "labels", the same tokens
+        where they are targets and IGNORED elsewhere, each (b, t) int64."""
+        padding = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": IGNORED}
+        inputs, _ = encoded.padded(indices, padding, self.max_length)
+        lengths = torch.tensor([encoded.length(i) for i in indices])
+        width = inputs["input_ids"].shape[1]
+        inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        return inputs
+
+    def counts(self, encoded: Encoded, indices: Sequence[int]) -> Tensor:
+        """(b,): a row's targets; under privacy one for a row that has any."""
+        targets = encoded.inputs["labels"]
+        rows = encoded.rows[list(indices)]
+        spans = zip(encoded.starts[rows], encoded.starts[rows + 1], strict=True)
+        found = [int((targets[start:end] != IGNORED).sum()) for start, end in spans]
+        counts = torch.tensor(found, dtype=torch.float64)
+        return counts.clamp(max=1.0) if self.by_row else counts
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(b,): the mean cross-entropy of each row's targets; 0 where it has none."""
+        logits, targets = self._predict(model, batch)
+        return _means(_cross_entropy(logits, targets), targets)
+
+    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each row the fraction of targets that are likeliest, and their mean cross-entropy,
+        (b,) each."""
+        logits, targets = self._predict(model, batch)
+        right = (logits.argmax(dim=-1) == targets).float()
+        return _means(right, targets), _means(_cross_entropy(logits, targets), targets)
+
+    def _predict(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(logits (b, k, v), targets (b, k)), on the model's device. Every pass through the model
+        begins here, and none where nobody waits for it any more."""
+        cancel.check()
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        targets = inputs.pop("labels")[:, 1:]
+        looked = (targets != IGNORED).any(dim=0).nonzero()[:, 0]  # (k,)
+        if len(looked) == 0:  # rows whose answers were all cut off
+            looked = looked.new_zeros(1)
+        if _keeps_logits(model):  # of the others none are made: they would be the largest tensor
+            logits = model(**inputs, logits_to_keep=looked, use_cache=False).logits
+        else:
+            logits = model(**inputs, use_cache=False).logits[:, looked]
+        return logits, targets[:, looked]
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(b, k) in fp32 at least, 0 where the target is IGNORED."""
+    wide = logits.float() if logits.dtype != torch.float64 else logits
+    return F.cross_entropy(wide.mT, targets, ignore_index=IGNORED, reduction="none")
+
+
+def _means(values: Tensor, targets: Tensor) -> Tensor:
+    """(b,): each row's mean of values (b, k) over its targets; 0 where it has none."""
+    kept = targets != IGNORED
+    return (values * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+def _keeps_logits(model: Any) -> bool:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

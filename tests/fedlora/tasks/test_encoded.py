@@ -14,6 +14,7 @@ def table() -> Encoded:
         inputs={"input_ids": torch.tensor([x for row in ROWS for x in row], dtype=torch.int32)},
         starts=np.cumsum([0, *map(len, ROWS)]),
         labels=torch.arange(len(ROWS)),
+        cut=np.zeros(len(ROWS), dtype=np.bool_),
         rows=np.arange(len(ROWS)),
     )
 

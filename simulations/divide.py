@@ -3,7 +3,8 @@
     python -m simulations.divide DIR [CONFIG.toml] [section.key=value …]
 
 DIR gets one `<client>.jsonl` a client, with all its rows, and `test.jsonl`, the server's held-out
-rows. The columns are text and label (its name). The server's public rows are in none of them.
+rows. The columns are text and label (its name), or messages where rows are conversations. The
+server's public rows are in none of them.
 
 Rows keep the data's order, by which a client's held-out rows are drawn. So under the partitions
 "natural" and "split" a node that reads its file has exactly the rows that the simulation gives that
@@ -19,12 +20,13 @@ from pathlib import Path
 from datasets import Dataset
 
 import strategies
-from fedlora import data, files, settings
+from fedlora import data, files, settings, tasks
 from fedlora.config import Data
 from fedlora.errors import UserError
+from fedlora.tasks import Kind
 
 
-def divide(folder: Path, config: Data, seed: int) -> list[str]:
+def divide(folder: Path, config: Data, seed: int, kind: Kind = "labelled") -> list[str]:
     """Write the files and return the clients.
 
     Raises:
@@ -32,7 +34,7 @@ def divide(folder: Path, config: Data, seed: int) -> list[str]:
     """
     # Held out later, by the node: until then all rows of a client are in one list, in order.
     whole = config.model_copy(update={"rows": None, "holdout": 0.0})
-    federation = data.load(whole, seed)
+    federation = data.load(whole, seed, kind)
     tables = {client: federation.train(client) for client in federation.clients}
     for client in tables:
         if not re.fullmatch(r"\w[\w .@+-]*", client) or client == "test":
@@ -49,9 +51,11 @@ def divide(folder: Path, config: Data, seed: int) -> list[str]:
 
 
 def lines(rows: Dataset, labels: list[str]) -> Iterable[str]:
-    """One JSON object a row, labels by name."""
-    for text, label in zip(rows["text"], rows["label"], strict=True):
-        yield json.dumps({"text": text, "label": labels[label]}, ensure_ascii=False) + "\n"
+    """One JSON object a row, labels by name; conversations have none."""
+    for row in rows:
+        talk = {k: row[k] for k in ("messages",) if k in row}
+        told = talk or {"text": row["text"], "label": labels[row["label"]]}
+        yield json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +66,8 @@ def main(arguments: list[str]) -> int:
     path = Path(given.pop(0)) if given and "=" not in given[0] else None
     try:
         config, _ = settings.resolve(settings.read(path, given), strategies.load)
-        clients = divide(Path(folder), config.data, config.run.seed)
+        kind = tasks.load(config.model.task).kind
+        clients = divide(Path(folder), config.data, config.run.seed, kind)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

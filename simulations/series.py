@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from fedlora import data, files, pictures, settings, tables
+from fedlora import data, files, pictures, settings, tables, tasks
 from fedlora.comparison import Result
 from fedlora.config import Config
 from fedlora.cost import cost
@@ -187,7 +187,8 @@ def write(folder: Path, plan: Plan) -> None:
 
 def _rows(plan: Plan, seed: int) -> dict[str, int]:
     """Training rows by client; of the data themselves nothing stays in memory."""
-    return data.load(compare.shared(plan.shared, plan.methods[0]).data, seed).examples
+    config = compare.shared(plan.shared, plan.methods[0])
+    return data.load(config.data, seed, tasks.load(config.model.task).kind).examples
 
 
 def _over(folder: Path, method: str, seed: int) -> bool:

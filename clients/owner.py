@@ -187,7 +187,8 @@ class Owner(BaseModel):
         if self.epsilon is not None and privacy.epsilon is not None:
             least = min(self.epsilon, privacy.epsilon)
             privacy = privacy.model_copy(update={"epsilon": least})
-        model = config.model.model_copy(update={"name": self.model or config.model.name})
+        own = {"name": self.model, "revision": None, "gguf": None} if self.model else {}
+        model = config.model.model_copy(update=own)
         data = config.data.model_copy(update=columns)
         return config.model_copy(update={"data": data, "model": model, "privacy": privacy})
 

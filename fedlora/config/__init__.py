@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlora.config.adapter import Adapter
 from fedlora.config.data import Data
-from fedlora.config.model import MINILM, Model
+from fedlora.config.model import MINILM, SMOLLM2, Model
 from fedlora.config.privacy import Privacy
 from fedlora.config.run import Run
 from fedlora.config.section import Section
@@ -17,6 +17,7 @@ from fedlora.config.train import Train
 
 __all__ = [
     "MINILM",
+    "SMOLLM2",
     "Adapter",
     "Config",
     "Data",

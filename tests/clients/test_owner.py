@@ -246,3 +246,12 @@ def test_the_owner_settles_model_and_columns() -> None:
     assert (mine.model.name, mine.data.text, mine.data.label) == ("/models/mini", "body", "mood")
     assert mine.train == config.train
     assert owner().applied(config) == config
+
+
+def test_an_owners_folder_is_read_as_it_is() -> None:
+    """The hub's revision, and the file of a repository, say nothing about a folder."""
+    config, _ = owner().resolve(run(model__revision="v1", model__gguf="a.gguf"))
+    assert owner(model="/mine").applied(config).model == config.model.model_copy(
+        update={"name": "/mine", "revision": None, "gguf": None}
+    )
+    assert owner().applied(config).model == config.model

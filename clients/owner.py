@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedlora.strategy import Strategy
 
 MB = 10**6
+COLUMNS = ("text", "label", "prompt", "context", "response")  # the owner's to choose
 SIMULATED = {"partition-id", "num-partitions", "state-dir"}
 
 
@@ -67,6 +68,16 @@ class Owner(BaseModel):
         description="The column with the label; by default label. No run can choose another: the "
         "values in it are told to the server, as the labels to agree on.",
     )
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="Conversations: the column with the question, where the rows are in none of "
+        "the usual forms. No run can choose another than prompt, context and response.",
+    )
+    context: str | None = Field(
+        None, min_length=1, description="The column with what comes with the question."
+    )
+    response: str | None = Field(None, min_length=1, description="The column with the answer.")
     rank: NonNegativeInt = Field(0, description="Largest rank that this node can train; 0: any.")
     device: str = Field(
         "cpu", pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$", description="Where the model is: cuda:0."
@@ -182,7 +193,10 @@ class Owner(BaseModel):
 
     def applied(self, config: "Config") -> "Config":
         """The run's configuration with what the owner settles."""
-        columns = {"text": self.text or config.data.text, "label": self.label or config.data.label}
+        own = {key: getattr(self, key) for key in COLUMNS}
+        columns = {key: column for key, column in own.items() if column is not None}
+        if columns.keys() & {"prompt", "context", "response"}:
+            columns["format"] = "columns"
         privacy = config.privacy
         if self.epsilon is not None and privacy.epsilon is not None:
             least = min(self.epsilon, privacy.epsilon)
@@ -202,9 +216,9 @@ class Owner(BaseModel):
         data = config.data
         if self.data is None and data.name not in BUNDLED:
             raise _refused("data", "bundled data alone", f"data.name = {data.name}")
-        for key, given in (("text", self.text), ("label", self.label)):
+        for key in COLUMNS:
             asked = getattr(data, key)
-            if self.data is not None and given is None and asked != key:
+            if self.data is not None and getattr(self, key) is None and asked not in (key, None):
                 raise _refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
 
     def _model(self, name: str) -> None:

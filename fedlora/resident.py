@@ -124,7 +124,9 @@ class Resident:
         if split in ("test", "public"):
             return self.task.encode(getattr(self.federation, split))
         owned = self.federation.trained if split == "train" else self.federation.held
-        return self._table.select(np.searchsorted(self._owned, owned[client]))
+        rows = self._table.select(np.searchsorted(self._owned, owned[client]))
+        packs = split == "train" and self.config.data.packing
+        return self.task.packed(rows) if packs else rows  # type: ignore[attr-defined]
 
     @cached_property
     def _table(self) -> Any:

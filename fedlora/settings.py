@@ -63,7 +63,7 @@ def read(path: Path | None, overrides: Iterable[str]) -> Tree:
     tree: Tree = {}
     if path is not None:
         try:
-            tree = tomllib.loads(path.read_text("utf-8"))
+            tree = _with_template(tomllib.loads(path.read_text("utf-8")))
         except FileNotFoundError:
             raise UserError(f"there is no configuration file {path}") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
@@ -79,7 +79,7 @@ def parse(overrides: Iterable[str]) -> Tree:
         if not equals or "." not in key:
             raise UserError(f"'{item}' is no setting: write section.key=value, as in run.rounds=3")
         flat[key.strip()] = _value(text.strip())
-    return _nested(flat)
+    return _with_template(_nested(flat))
 
 
 def from_flat(flat: Mapping[str, Any]) -> Tree:
@@ -132,7 +132,9 @@ def _line(model: type[BaseModel], error: Any, where: str) -> str:
         return f"{key}: no such key{nearest(path[-1], known)} (known: {', '.join(known)})"
     message = error["msg"].removeprefix("Value error, ")
     whole = isinstance(error["input"], dict | BaseModel)  # several fields that do not go together
-    return f"{key}: {message}" if whole else f"{key} = {error['input']!r}: {message}"
+    if whole:
+        return f"{key}: {message}" if key else message
+    return f"{key} = {error['input']!r}: {message}"
 
 
 def _value(text: str) -> Any:
@@ -157,6 +159,17 @@ def _scalar(value: Any) -> bool | int | float | str:
         isinstance(value, str) and _value(value) == value
     )
     return value if plain else json.dumps(value)
+
+
+def _with_template(tree: Tree) -> Tree:
+    """The tables with the text of a chat template in the place of its file."""
+    model = tree.get("model")
+    given = model.get("chat_template") if isinstance(model, dict) else None
+    if isinstance(model, dict) and isinstance(given, str) and "{" not in given:
+        path = Path(given).expanduser()
+        if path.is_file():
+            model["chat_template"] = path.read_text("utf-8")
+    return tree
 
 
 def _nested(flat: Mapping[str, Any]) -> Tree:

@@ -19,8 +19,9 @@ NodeConfig = Annotated[
     str,
     typer.Option(
         metavar="'key=value …'|FILE.toml",
-        help="The owner's settings, text in quotes: client, data, text, label, rank, device, "
-        "threads, state-dir, model, methods, max-rounds, max-steps, max-payload, epsilon, idle.",
+        help="The owner's settings, text in quotes: client, data, text, label, prompt, context, "
+        "response, rank, device, threads, state-dir, model, methods, max-rounds, max-steps, "
+        "max-payload, epsilon, idle.",
     ),
 ]
 Certificates = Annotated[

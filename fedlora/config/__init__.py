@@ -6,6 +6,8 @@ then `section.key=value`; the later one wins. `fedlora.settings` reads and merge
 
 from typing import Any
 
+from pydantic import model_validator
+
 from fedlora.config.adapter import Adapter
 from fedlora.config.data import Data
 from fedlora.config.model import MINILM, SMOLLM2, Model
@@ -39,6 +41,17 @@ class Config(Section):
     train: Train = Train()
     privacy: Privacy = Privacy()
     simulation: Simulation = Simulation()
+
+    @model_validator(mode="after")
+    def _packs(self) -> "Config":
+        if self.data.packing and self.model.task != "instruction":
+            raise ValueError("data.packing is for model.task = instruction alone")
+        if self.data.packing and self.privacy.on:
+            raise ValueError(
+                "data.packing makes one row of several, and [privacy] protects one at a time: "
+                "leave it out"
+            )
+        return self
 
     @property
     def method(self) -> str:

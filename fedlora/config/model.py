@@ -1,7 +1,5 @@
 """The configuration's section on the pretrained model."""
 
-from pathlib import Path
-
 from pydantic import Field, field_validator
 
 from fedlora.config.section import Section
@@ -41,11 +39,9 @@ class Model(Section):
 
     @field_validator("chat_template")
     @classmethod
-    def _read(cls, value: str | None) -> str | None:
-        """The template itself, as other machines may not have the file."""
-        if value is None or "{" in value:
-            return value
-        try:
-            return Path(value).expanduser().read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"neither Jinja nor a file that can be read ({error})") from None
+    def _is_jinja(cls, value: str | None) -> str | None:
+        """A file's place is read where a person gives it, in `fedlora.settings`, and nowhere else:
+        a node must not open what a run names."""
+        if value is not None and "{" not in value:
+            raise ValueError("no Jinja, and no file that is there")
+        return value

@@ -34,6 +34,11 @@ class Encoded:
         row = self.rows[i]
         return int(self.starts[row + 1] - self.starts[row])
 
+    def tokens(self, name: str, i: int) -> Tensor:
+        """An input of the i-th of these rows, (length,)."""
+        row = self.rows[i]
+        return self.inputs[name][self.starts[row] : self.starts[row + 1]]
+
     def select(self, indices: "Sequence[int] | NDArray[Any]") -> "Encoded":
         """The rows `indices` of these rows, in that order."""
         return replace(self, rows=self.rows[np.asarray(indices, dtype=np.int64)])
@@ -64,6 +69,18 @@ class Encoded:
 
     @staticmethod
     def joined(parts: "Sequence[Encoded]") -> "Encoded":
-        """The rows of one or more selections of the same table, one after another."""
-        assert all(part.inputs is parts[0].inputs for part in parts), "rows of different tables"
-        return replace(parts[0], rows=np.concatenate([part.rows for part in parts]))
+        """The rows of one or more selections, one after another: of the same table, or copied into
+        a new one."""
+        if all(part.inputs is parts[0].inputs for part in parts):
+            return replace(parts[0], rows=np.concatenate([part.rows for part in parts]))
+        lengths = [part.length(i) for part in parts for i in range(len(part))]
+        return Encoded(
+            inputs={
+                name: torch.cat([part.tokens(name, i) for part in parts for i in range(len(part))])
+                for name in parts[0].inputs
+            },
+            starts=np.cumsum([0, *lengths], dtype=np.int64),
+            labels=torch.cat([part.labels[torch.from_numpy(part.rows)] for part in parts]),
+            cut=np.concatenate([part.cut[part.rows] for part in parts]),
+            rows=np.arange(len(lengths)),
+        )

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fedlora import cancel
 from fedlora.config import Config
+from fedlora.errors import UserError
+from fedlora.models import quiet
 from fedlora.pretrained import Pretrained
 from fedlora.tasks import Kind
 from fedlora.tasks.chat import Chat
@@ -46,6 +48,7 @@ class Instruction:
     def __init__(self, config: Config, labels: Sequence[str] = ()) -> None:
         self.labels: list[str] = []
         self.learn = config.data.learn
+        self.packing = config.data.packing
         self.by_row = config.privacy.on
         self.pretrained = Pretrained(config.model)
         self.tokenizer = self.pretrained.tokenizer()
@@ -56,6 +59,11 @@ class Instruction:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
         model = self.pretrained.model(self.architecture, "causal language modelling")
         model.config.pad_token_id = self.tokenizer.pad_token_id
+        if self.packing and not _keeps_apart(model):
+            raise UserError(
+                f"{self.pretrained.settings.name!r} mixes rows that are packed: leave data.packing "
+                "out with this model"
+            )
         return model
 
     def encode(self, rows: Dataset) -> Encoded:
@@ -81,11 +89,37 @@ class Instruction:
             rows=np.arange(len(lengths)),
         )
 
+    def packed(self, encoded: Encoded) -> Encoded:
+        """The rows laid end to end in as few lines of at most max_length tokens as may be, longest
+        first. Positions begin anew with each, which Transformers takes for rows of their own."""
+        room: list[int] = []
+        lines: list[list[int]] = []
+        for i in sorted(range(len(encoded)), key=encoded.length, reverse=True):
+            length = encoded.length(i)
+            line = next((k for k, free in enumerate(room) if length <= free), len(room))
+            if line == len(room):
+                room.append(self.max_length)
+                lines.append([])
+            room[line] -= length
+            lines[line].append(i)
+        order = [i for line in lines for i in line]
+        inputs = {k: torch.cat([encoded.tokens(k, i) for i in order]) for k in encoded.inputs}
+        positions = [torch.arange(encoded.length(i), dtype=torch.int32) for i in order]
+        return Encoded(
+            inputs={**inputs, "position_ids": torch.cat(positions)},
+            starts=np.cumsum([0, *(self.max_length - free for free in room)], dtype=np.int64),
+            labels=torch.zeros(len(lines), dtype=torch.int64),
+            cut=np.array([encoded.cut[encoded.rows[line]].any() for line in lines]),
+            rows=np.arange(len(lines)),
+        )
+
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs, and "labels", the same tokens
         where they are targets and IGNORED elsewhere, each (b, t) int64."""
         padding = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": IGNORED}
         inputs, _ = encoded.padded(indices, padding, self.max_length)
+        if "position_ids" in inputs:  # by which packed rows are told apart, if there is no mask
+            return inputs
         lengths = torch.tensor([encoded.length(i) for i in indices])
         width = inputs["input_ids"].shape[1]
         inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
@@ -138,6 +172,17 @@ def _means(values: Tensor, targets: Tensor) -> Tensor:
     """(b,): each row's mean of values (b, k) over its targets; 0 where it has none."""
     kept = targets != IGNORED
     return (values * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+@torch.inference_mode()
+def _keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether a row that is packed behind another is read as it is alone: it is tried."""
+    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    positions = torch.arange(4, device=model.device).repeat(2)[None]
+    with quiet():
+        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
+        alone = model(input_ids=ids[:, 4:], use_cache=False).logits
+    return torch.allclose(together, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -17,6 +17,9 @@ FULL: dict[str, Any] = {
     "data": "/data/rows.csv",
     "text": "body",
     "label": "mood",
+    "prompt": "ask",
+    "context": "see",
+    "response": "say",
     "rank": 4,
     "device": "cuda:1",
     "threads": 2,
@@ -142,6 +145,8 @@ def test_an_ordinary_run_is_allowed(given: dict[str, Any], asked: dict[str, Any]
         ({}, {"data.name": "org/name"}, "data.name = org/name"),
         ({"client": "a"}, {"data": '{"name": "/secret.csv"}'}, "data.name = /secret.csv"),
         (MINE, {"data.label": "diagnosis"}, "the column 'label' alone; .* data.label = diagnosis"),
+        (MINE, {"data.response": "notes"}, "the column 'response' alone; .* data.response = notes"),
+        (MINE, {"data.context": "notes"}, "the column 'context' alone; .* data.context = notes"),
         (MINE, {"data.text": "notes"}, "the column 'text' alone"),
         ({}, {"model.name": "/models/theirs"}, "model.name = /models/theirs"),
         ({}, {"model.name": "../theirs"}, "model.name = ../theirs"),
@@ -255,3 +260,16 @@ def test_an_owners_folder_is_read_as_it_is() -> None:
         update={"name": "/mine", "revision": None, "gguf": None}
     )
     assert owner().applied(config).model == config.model
+
+
+def test_an_owner_s_columns_are_those_of_conversations_too() -> None:
+    """Whatever form the run says the rows are in."""
+    given = owner(client="a", data="rows.csv", prompt="ask", response="say")
+    config, _ = given.resolve(run(model__task="instruction", data__format="alpaca"))
+    mine = given.applied(config).data
+    assert (mine.format, mine.prompt, mine.context, mine.response) == (
+        "columns",
+        "ask",
+        None,
+        "say",
+    )

@@ -1,5 +1,7 @@
 """Configuration: who wins, what a null means, and that every way of writing it reads the same."""
 
+from pathlib import Path
+
 import pytest
 
 import strategies
@@ -139,3 +141,14 @@ def test_clients_of_a_round(share, present, count):
     """A number of those present, or a fraction with halves rounded up and at least one."""
     run = Config.model_validate({"run": {"clients_per_round": share}}).run
     assert run.sampled(present) == count
+
+
+def test_a_template_s_file_is_read_where_a_person_names_it(tmp_path: Path) -> None:
+    """On the command line and in a file of settings; nowhere else, so that a run cannot have a node
+    open its files."""
+    (tmp_path / "chat.jinja").write_text("{{ messages }}", "utf-8")
+    named = f"model.chat_template={tmp_path / 'chat.jinja'}"
+    config, _ = settings.resolve(settings.read(None, [named]), strategies.load)
+    assert config.model.chat_template == "{{ messages }}"
+    with pytest.raises(UserError, match=r"model\.chat_template = .*no Jinja"):
+        settings.resolve(settings.from_flat(dict([named.split("=")])), strategies.load)

@@ -219,8 +219,8 @@ class Check:
         first = Round(1, "train", config.run.seed, config.run.wire_dtype)
         done = train(
             own.task,
-            own.adapter.model,
-            own.adapter.trainable(own.strategy.trains(first) & own.adapter.parts),
+            own.adapter,
+            own.strategy.trains(first) & own.adapter.parts,
             own.encoded(client, "train"),
             config.train.model_copy(update={"steps": 1}),
             (config.run.seed, "check"),

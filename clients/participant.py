@@ -11,6 +11,7 @@ from clients.store import Missing, Store
 from fedlora import views
 from fedlora.errors import MethodError
 from fedlora.guard import called, checked
+from fedlora.optimizers import Turn
 from fedlora.orders import Order, answer
 from fedlora.privacy.budget import Spent
 from fedlora.privacy.central import clipped
@@ -106,11 +107,13 @@ def evaluate(
 def _member(resident: Resident, order: Order, tensors: Tensors, split: str) -> Member:
     """The client's whole adapter and its rows: where the view says nothing, what the adapter began
     with."""
+    run = resident.config.run
     return Member(
         {**resident.adapter.initial(), **tensors},
         order.scale,
         resident.encoded(order.client, split),
-        (resident.config.run.seed, "train", order.client, order.round),
+        (run.seed, "train", order.client, order.round),
+        Turn(order.round, run.rounds, frozenset(resident.strategy.shared)),
     )
 
 

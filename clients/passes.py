@@ -101,13 +101,22 @@ def _together(resident: Resident, asked: Sequence[Fit | Rate]) -> list[list[int]
         return [[i] for i in range(len(asked))]
     kinds: dict[object, list[int]] = {}
     for i, request in enumerate(asked):
-        kind = tuple(sorted(request.parts)) if isinstance(request, Fit) else request.split
-        kinds.setdefault(kind, []).append(i)
+        kinds.setdefault(_kind(resident, request), []).append(i)
     return [
         [kind[i] for i in group]
         for kind in kinds.values()
         for group in alike([asked[i].member.tensors for i in kind])
     ]
+
+
+def _kind(resident: Resident, request: Fit | Rate) -> object:
+    """What is the same for all who share passes: parts, round, and under a schedule that decays
+    the steps, since one optimizer moves them."""
+    if isinstance(request, Rate):
+        return request.split
+    settings, member = resident.config.train, request.member
+    steps = settings.steps_a_round(len(member.encoded)) if settings.decays else None
+    return tuple(sorted(request.parts)), member.turn, steps
 
 
 def _stacked(
@@ -162,10 +171,17 @@ def _alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted 
             config.train,
             config.privacy,
             *request.noise,
+            turn=member.turn,
         )
     else:
-        parameters = adapter.trainable(request.parts)
         told = training.train(
-            task, adapter.model, parameters, member.encoded, config.train, member.seed, most
+            task,
+            adapter,
+            request.parts,
+            member.encoded,
+            config.train,
+            member.seed,
+            most,
+            member.turn,
         )
     return Fitted(adapter.read(request.parts), told, monotonic() - started)

@@ -163,5 +163,6 @@ def release_key(
         resident.rows_digest(order.client, split),
         config,
         *([peers] if len(peers) > 1 else []),
+        *([resident.config.run.rounds] if resident.config.train.counts_rounds else []),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -51,6 +51,7 @@ def cost(config: Config, strategy: Strategy) -> Cost:
     base = _Blank(config, _skeleton(config.model))
     clients = _clients(config, strategy, base.scaling)
     parts = PARTS[base.kind] | ({"head"} if config.adapter.head == "trained" else set())
+    parts -= config.train.freezes
     one, two = (Round(i, "train", config.run.seed, config.run.wire_dtype) for i in (1, 2))
 
     state = called(strategy, "begin", base)

@@ -65,6 +65,7 @@ class Resident:
     def adapter(self) -> Adapter:
         seed = self.config.run.seed
         adapter = Adapter(self.task.model(seed), self.config.adapter, seed)
+        adapter.parts -= self.config.train.freezes
         if not self.strategy.trained & (adapter.parts - {"head"}):
             raise UserError(
                 f"{type(self.strategy).__name__} trains {sorted(self.strategy.trained)}, of which "

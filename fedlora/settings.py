@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from fedlora import files, tasks
+from fedlora import compatible, files, tasks
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.privacy import plan
@@ -55,6 +55,7 @@ def resolve(
         adapter["kind"] = cls.adapter
     config = _validated(Config, tree, "")
     plan.check(config, method)
+    compatible.check(config, method)
     return config, method
 
 

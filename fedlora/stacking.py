@@ -19,27 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config, pieces, profile
+from fedlora import config, optimizers, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
 from fedlora.evaluation import evaluating, score, weighed
+from fedlora.optimizers import ALONE, Turn
 from fedlora.streams import forked, stream
 from fedlora.tasks import Score, Task
 from fedlora.tensors import Tensors
-from fedlora.training import Trained, batches, optimizer, shares
+from fedlora.training import Trained, batches, shares
 
 TINY = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 @dataclass(frozen=True)
 class Member:
-    """One client of a pass: its whole adapter, its s, its rows as the task encoded them, and the
-    run's seed with the path of this stream, which orders its rows."""
+    """One client of a pass: its whole adapter, its s, its rows as the task encoded them, the run's
+    seed with the path of this stream, which orders its rows, and the round that it is in."""
 
     tensors: Tensors
     scale: float
     encoded: Any
     seed: tuple[Any, ...] = (0,)
+    turn: Turn = ALONE
 
 
 def train(
@@ -53,8 +55,9 @@ def train(
     """Train the parts of every member, each with a fresh optimizer.
 
     Args:
-        members: at least one; their adapters are `alike`. Of their seeds the first element, the
-            run's, is the same.
+        members: at least one; their adapters are `alike`, and their turns the same, as are their
+            steps where the schedule decays. Of their seeds the first element, the run's, is the
+            same.
         most: padded tokens that memory has room for in one pass; None: any number.
 
     Returns:
@@ -64,7 +67,15 @@ def train(
     rows = joined(members, adapter)
     steps = [settings.steps_a_round(len(m.encoded)) for m in members]
     drawn = [batches(len(m.encoded), settings, stream(*m.seed, "rows")) for m in members]
-    updater = optimizer(stack.leaves, settings)
+    assert len({m.turn for m in members}) == 1 and (not settings.decays or len(set(steps)) == 1)
+    updater = optimizers.fresh(
+        stack.trained,
+        settings,
+        steps[0],
+        members[0].turn,
+        stack.inverses() if settings.optimizer == "lora-fa" else None,
+        stacked=True,
+    )
     costs = pieces.costs(adapter.model.device, most)
     total = torch.zeros(len(members), device=adapter.model.device)
     done: dict[int, Tensors] = {}

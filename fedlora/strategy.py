@@ -121,6 +121,8 @@ class Strategy(BaseModel):
     shared: ClassVar[set[str]] = {"A", "B", "d", "b", "head"}  # what it uploads; the rest stays
     mixed_ranks: ClassVar[bool] = False  # whether clients may hold different ranks
     defaults: ClassVar[dict[str, Any]] = {}  # configuration that this method wants, by dotted key
+    # settings that its equations do not admit -> why: "lora-fa", "lora-plus" (train.optimizer)
+    refuses: ClassVar[dict[str, str]] = {}
     paper: ClassVar[str] = ""
 
     # the server

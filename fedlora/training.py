@@ -1,16 +1,19 @@
 """Local training: a plain loop over one client's rows, the oracle of `fedlora.stacking`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedlora import config, pieces, profile
+from fedlora import config, optimizers, pieces, profile
+from fedlora.adapters import Adapter
+from fedlora.optimizers import ALONE, Turn
 from fedlora.streams import forked, stream
 from fedlora.tasks import Task
+from fedlora.tensors import select
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,22 @@ class Trained:
 
 def train(
     task: Task,
-    model: nn.Module,
-    parameters: list[nn.Parameter],
+    adapter: Adapter,
+    parts: Collection[str],
     encoded: Any,
     settings: config.Train,
     seed: tuple[Any, ...],
     most: int | None = None,
+    turn: Turn = ALONE,
 ) -> Trained:
-    """Train `parameters` in place on a client's rows, with a fresh optimizer.
+    """Train the parts in place on a client's rows, with a fresh optimizer.
 
     Args:
         seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
         most: padded tokens that memory has room for in one pass; None: any number.
     """
-    updater = optimizer(parameters, settings)
+    model, parameters = adapter.model, adapter.trainable(parts)
+    updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
     total, rows = torch.zeros((), device=parameters[0].device), 0
     steps = 0
     costs = pieces.costs(total.device, most)
@@ -80,7 +85,11 @@ def batches(rows: int, settings: config.Train, generator: torch.Generator) -> It
         left -= per_epoch
 
 
-def optimizer(parameters: Sequence[Tensor], settings: config.Train) -> torch.optim.Optimizer:
-    """A fresh optimizer of the configuration's kind."""
-    cls = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-    return cls(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+def fresh(
+    adapter: Adapter, parts: Collection[str], settings: config.Train, steps: int, turn: Turn
+) -> torch.optim.Optimizer:
+    """The optimizer of the parts of an adapter as it is loaded, see `fedlora.optimizers`."""
+    fa = settings.optimizer == "lora-fa"
+    grams = optimizers.inverses(adapter.live(), adapter.scales()) if fa else None
+    trained = select(adapter.live(), set(parts) & adapter.parts)
+    return optimizers.fresh(trained, settings, steps, turn, grams)

@@ -30,7 +30,8 @@ class ServerBase:
         self._initial = resident.adapter.initial()
         self.rank = resident.adapter.scaling.rank
         self.scale = resident.adapter.scaling.at(self.rank)
-        self.learning_rate = resident.config.train.lr
+        train = resident.config.train
+        self.learning_rate = train.lr / max(1, train.warmup)  # that of the first step
         self.shapes: Mapping[str, tuple[int, int]] = resident.adapter.shapes
         self.traffic = Traffic()
 

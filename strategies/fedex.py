@@ -34,6 +34,10 @@ class FedEx(Strategy):
     """Clients train and upload A and B; the server sends their means and what the means lose."""
 
     trained = shared = {"A", "B", "head"}
+    refuses = {
+        "lora-fa": "it leaves A as it is, so that averaging B alone is exact and leaves no "
+        "residual; use ffa or fedit"
+    }
     paper = "FedEx-LoRA (Singhal et al. 2024, arXiv:2410.09432)"
 
     truncate: PositiveInt | None = Field(

@@ -135,6 +135,10 @@ class Adapter:
         chosen = select(self.live(), set(parts) & self.parts)
         return [cast(nn.Parameter, t.requires_grad_()) for t in chosen.values()]
 
+    def scales(self) -> dict[str, float]:
+        """The scale s of each module as it is loaded; VeRA has none."""
+        return {} if self.kind == "vera" else {k: m.scaling[NAME] for k, m in self._layers.items()}
+
     def weight(self, module: str) -> Tensor:
         """W0 of a module, (m, n), fp32."""
         layer = self._layers[module].get_base_layer()

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedlora import profile
 from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.stacked import stacked
+from fedlora.optimizers import inverses
 from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of
 
 RANKED = {"A": {0}, "B": {1}, "R": {0, 1}}  # the axes of a part that are as long as the rank
@@ -47,7 +48,7 @@ class Stack:
             clients: each client's whole adapter.
             trained: the parts that are to be trained.
         """
-        self.adapter, self.clients = adapter, clients
+        self.adapter, self.clients, self._each = adapter, clients, scales
         ranks = _ranks(clients)
         filled = [_filled(tensors, ranks) for tensors in clients]
         adapter.load(filled[0], scales[0])
@@ -68,9 +69,23 @@ class Stack:
                 self.tensors[name] = torch.stack(own).to(like)
 
     @property
+    def trained(self) -> Tensors:
+        """The stacks that are trained, by name."""
+        return {name: t for name, t in self.tensors.items() if t.requires_grad}
+
+    @property
     def leaves(self) -> list[Tensor]:
-        """The stacks that are trained."""
-        return [t for t in self.tensors.values() if t.requires_grad]
+        return list(self.trained.values())
+
+    def inverses(self) -> Tensors:
+        """(K, r, r) of every B, see `fedlora.optimizers`: each client's at its own rank, zero
+        beyond."""
+        own = [inverses(c, s) for c, s in zip(self.clients, self._each, strict=True)]
+        ranks = _ranks(self.clients)
+        return {
+            name: torch.stack([_at(grams[name], "R", ranks[module_of(name)]) for grams in own])
+            for name in own[0]
+        }
 
     def copies(self, owner: Tensor) -> Tensors:
         """Each row's own copy of every stack, (b, …)."""
@@ -86,7 +101,7 @@ class Stack:
 
     def client(self, k: int) -> Tensors:
         """A client's trained tensors as they are now, at its own rank: detached clones."""
-        trained = {name: t.detach()[k] for name, t in self.tensors.items() if t.requires_grad}
+        trained = {name: t.detach()[k] for name, t in self.trained.items()}
         return {name: t[self.own(k, name)].clone() for name, t in trained.items()}
 
     def own(self, k: int, name: str) -> tuple[slice, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedlora import config, pieces, profile
+from fedlora import config, optimizers, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
 from fedlora.config.privacy import Privacy
@@ -49,7 +49,7 @@ def train(
     costs = pieces.costs(adapter.model.device, most)
     own = [_parameters(stack, k) for k in range(len(members))]
     updates = [
-        Updates(list(own[k].values()), len(m.encoded), settings, privacy, *noises[k])
+        Updates(_updater(own[k], m, settings), len(m.encoded), settings, privacy, *noises[k])
         for k, m in enumerate(members)
     ]
     secrets = hashlib.sha256(b"".join(secret for _, secret in noises)).digest()
@@ -79,10 +79,17 @@ def train(
 def _parameters(stack: Stack, k: int) -> dict[str, nn.Parameter]:
     """A client's tensors in the stacks: what moves them moves the stack."""
     return {
-        name: nn.Parameter(t.detach()[k][stack.own(k, name)])
-        for name, t in stack.tensors.items()
-        if t.requires_grad
+        name: nn.Parameter(t.detach()[k][stack.own(k, name)]) for name, t in stack.trained.items()
     }
+
+
+def _updater(
+    own: dict[str, nn.Parameter], member: Member, settings: config.Train
+) -> torch.optim.Optimizer:
+    fa = settings.optimizer == "lora-fa"
+    grams = optimizers.inverses(member.tensors, member.scale) if fa else None
+    steps = settings.steps_a_round(len(member.encoded))
+    return optimizers.fresh({**own}, settings, steps, member.turn, grams)
 
 
 @profile.timed("forward and backward")

@@ -21,13 +21,14 @@ from torch import Tensor
 from fedlora import config, profile
 from fedlora.adapters import Adapter
 from fedlora.config.privacy import Privacy
+from fedlora.optimizers import ALONE, Turn
 from fedlora.privacy import norms
 from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.engines import per_example
 from fedlora.privacy.entropy import generator
 from fedlora.streams import forked
 from fedlora.tasks import Task
-from fedlora.training import optimizer as plain
+from fedlora.training import fresh
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Updates:
 
     def __init__(
         self,
-        parameters: list[Any],
+        updater: torch.optim.Optimizer,
         rows: int,
         settings: config.Train,
         privacy: Privacy,
@@ -52,6 +53,7 @@ class Updates:
     ) -> None:
         """
         Args:
+            updater: moves the parameters once their gradients are private.
             rows: n, of this client.
             mechanism: σ (zero: none), q and δ.
             secret: what every draw comes from: samples, noise, dropout.
@@ -60,16 +62,17 @@ class Updates:
 
         from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
 
-        self.parameters, self._privacy, self._secret = parameters, privacy, secret
+        self.parameters: list[Any] = [p for g in updater.param_groups for p in g["params"]]
+        self._privacy, self._secret = privacy, secret
         self._sigma, q = mechanism.noise_multiplier, mechanism.sample_rate
         self._steps = settings.steps_a_round(rows)
         self._expected = q * rows
         self._updater = Optimizer(
-            plain(parameters, settings),
+            updater,
             noise_multiplier=norms.stretched(self._sigma) if privacy.statistics else self._sigma,
             max_grad_norm=privacy.clip,
             expected_batch_size=self._expected,
-            generator=generator(secret, "noise", parameters[0].device),
+            generator=generator(secret, "noise", self.parameters[0].device),
         )
         self._samples = iter(
             UniformWithReplacementSampler(
@@ -122,10 +125,12 @@ def train(
     privacy: Privacy,
     mechanism: Mechanism,
     secret: bytes,
+    turn: Turn = ALONE,
 ) -> Private:
     """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`."""
-    parameters = adapter.trainable(parts)
-    updates = Updates(parameters, len(encoded), settings, privacy, mechanism, secret)
+    adapter.trainable(parts)
+    updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
+    updates = Updates(updater, len(encoded), settings, privacy, mechanism, secret)
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
     with forked(int.from_bytes(secret), "dropout"), engine as gradients:

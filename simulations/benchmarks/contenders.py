@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedlora import config, data, training
 from fedlora.adapters import Adapter
+from fedlora.optimizers import Turn
 from fedlora.privacy import entropy
 from fedlora.privacy import training as private
 from fedlora.privacy.accounting import Mechanism
@@ -62,7 +63,8 @@ class Workload:
         return [self.task.batch(self.encoded, indices.tolist()) for indices in chosen]
 
     def optimizer(self, adapter: Adapter) -> torch.optim.Optimizer:
-        return training.optimizer(adapter.trainable(adapter.parts), self.settings.train)
+        adapter.trainable(adapter.parts)
+        return training.fresh(adapter, adapter.parts, self.settings.train, 1, Turn())
 
     def private(self, adapter: Adapter, rows: int) -> dict[str, Any]:
         """What every optimizer of Opacus is told."""
@@ -173,10 +175,9 @@ CONTENDERS: dict[str, Callable[[Workload, Adapter, int], Opened]] = {
 
 def plain_round(load: Workload, adapter: Adapter, number: int) -> int:
     """A client's whole round, not private; returns the rows it saw."""
-    parameters = adapter.trainable(adapter.parts)
     seed = (load.settings.run.seed, "benchmark", number)
     train = load.settings.train
-    return training.train(load.task, adapter.model, parameters, load.encoded, train, seed).rows
+    return training.train(load.task, adapter, adapter.parts, load.encoded, train, seed).rows
 
 
 def private_round(load: Workload, adapter: Adapter, number: int) -> int:

@@ -88,10 +88,9 @@ class Passes:
         settings, scale = self._settings(setting.batch), self._scale
         for k, share in enumerate(_shares(rows, setting.clients)):
             self.adapter.load(self.start, scale)
-            parameters = self.adapter.trainable(self.adapter.parts)
             encoded = self.load.encoded.select(share)
             training.train(
-                self.load.task, self.adapter.model, parameters, encoded, settings, _seed(k)
+                self.load.task, self.adapter, self.adapter.parts, encoded, settings, _seed(k)
             )
             self.adapter.read(self.adapter.parts)
         return self.tokens(rows)

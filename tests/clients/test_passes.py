@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import strategies
 from clients import passes
 from clients.passes import Fit, Noise, Rate, Talk, conclude
 from fedlora import settings
+from fedlora.optimizers import Turn
 from fedlora.orders import answer
 from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.entropy import insecure
@@ -219,3 +221,21 @@ def test_hooks_know_one_clients_gradients_at_a_time(
     ]
     assert told(conclude(mine, talks, excuse)) == [*CLIENTS]
     assert counted == ([] if engine else [(PRIVATE, 3)])
+
+
+def test_a_schedule_parts_clients_of_other_rounds_or_steps(
+    world: World, tmp_path: Path, counted: list[tuple[str, int]]
+) -> None:
+    """One optimizer moves a stack: those of another round go apart, and in epochs, which the 90, 60
+    and 40 rows have unequally many steps of, all where the learning rate decays."""
+    turned = replace(member(resident(world, tmp_path), "books"), turn=Turn(2, 3))
+    for schedule, stacks in (("constant", [(TRAIN, 2)]), ("linear", [])):
+        given = {"train__schedule": schedule, "train__steps": None, "train__warmup": 2}
+        here = resident(world, tmp_path, **given)
+        members = [turned, member(here, "films"), member(here, "shops")]
+        conclude(here, [asks("x", Fit(m, {"B"})) for m in members], excuse)
+        assert counted == stacks
+        counted.clear()
+    even = resident(world, tmp_path, train__schedule="linear")
+    conclude(even, [asks(c, Fit(member(even, c), {"B"})) for c in CLIENTS], excuse)
+    assert counted == [(TRAIN, 3)]

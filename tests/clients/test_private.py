@@ -60,6 +60,17 @@ def test_a_repeat_has_the_same_key(world: World, tmp_path: Path) -> None:
     assert release_key(again, order, dict(TENSORS), "train") == first
 
 
+def test_a_schedule_over_all_rounds_makes_their_number_count(world: World, tmp_path: Path) -> None:
+    """Steps of other sizes are another release; over each round they are the same."""
+    for over, same in (("federation", False), ("round", True)):
+        given = {"train__schedule": "linear", "train__schedule_over": over}
+        keys = [
+            release_key(resident(world, tmp_path, **given, run__rounds=n), ORDER, TENSORS, "train")
+            for n in (5, 9)
+        ]
+        assert (keys[0] == keys[1]) == same
+
+
 @pytest.mark.parametrize(
     "given",
     [

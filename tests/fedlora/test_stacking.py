@@ -22,8 +22,7 @@ def one_by_one(made, members, parts, settings):
     found = []
     for m in members:
         made.load(m.tensors, m.scale)
-        parameters = made.trainable(parts)
-        told = training.train(lengths.Task(), made.model, parameters, m.encoded, settings, m.seed)
+        told = training.train(lengths.Task(), made, parts, m.encoded, settings, m.seed, turn=m.turn)
         trained = {k: p.detach().clone() for k, p in made.live().items() if p.requires_grad}
         found.append((trained, told))
     return found

@@ -58,9 +58,27 @@ class Rows:
         return ROWS[indices]
 
 
+class Adapter:
+    """As much of an adapter as training needs: these layers of a model are its head."""
+
+    parts = frozenset({"head"})
+
+    def __init__(self, made, *chosen):
+        self.model = made
+        layers = {f"head.{name}": made.get_submodule(name) for name in chosen or ["1"]}
+        self.own = {f"{k}.{n}": p for k, m in layers.items() for n, p in m.named_parameters()}
+
+    def live(self):
+        return self.own
+
+    def trainable(self, parts):
+        self.model.requires_grad_(False)
+        return [p.requires_grad_() for p in self.own.values()]
+
+
 def fit(settings, seed=(0, "client", 1), dropout=0.0):
     task, made = Task(), model(dropout)
-    found = train(task, made, list(made.parameters()), Rows(), settings, seed)
+    found = train(task, Adapter(made), {"head"}, Rows(), settings, seed)
     return task, made, found
 
 
@@ -127,7 +145,7 @@ def test_the_optimizer_is_made_afresh():
     task, made, _ = fit(settings)
     for _ in range(2):
         before = made[1].weight.detach().clone()
-        train(task, made, list(made.parameters()), Rows(), settings, (0,))
+        train(task, Adapter(made), {"head"}, Rows(), settings, (0,))
         step = (made[1].weight.detach() - before).abs()
         torch.testing.assert_close(step, torch.full((1, 3), 0.01), rtol=1e-3, atol=0)
 
@@ -137,7 +155,6 @@ def test_only_the_given_parameters_move():
     made = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     before = [p.detach().clone() for p in made.parameters()]
     settings = Train(lr=0.1, steps=3, weight_decay=0.1)
-    chosen = list(made[1].parameters())
-    train(Task(), made, chosen, Rows(), settings, (0,))
+    train(Task(), Adapter(made, "1"), {"head"}, Rows(), settings, (0,))
     moved = [not torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True)]
     assert moved == [False, False, True, True]

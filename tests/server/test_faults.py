@@ -29,9 +29,9 @@ def failing(monkeypatch, fit):
     """Training is done by `fit(real, client, round, …)`."""
     real = training.train
 
-    def fake(task, model, parameters, encoded, settings, seed, most):
-        arguments = (task, model, parameters, encoded, settings, seed, most)
-        return fit(lambda: real(*arguments), seed[2], seed[3], parameters)
+    def fake(task, adapter, parts, encoded, settings, seed, most, turn):
+        arguments = (task, adapter, parts, encoded, settings, seed, most, turn)
+        return fit(lambda: real(*arguments), seed[2], seed[3], adapter.trainable(parts))
 
     monkeypatch.setattr(training, "train", fake)
 

@@ -69,8 +69,8 @@ def test_training_goes_on_from_the_clients_own_parts(ran):
         resident.load({**sent, **own(ran, client, before)}, 2.0)
         train(
             resident.task,
-            resident.adapter.model,
-            resident.adapter.trainable({"A", "B", "head"}),
+            resident.adapter,
+            {"A", "B", "head"},
             resident.encoded(client, "train"),
             ran.config.train,
             (0, "train", client, number),

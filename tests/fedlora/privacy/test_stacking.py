@@ -40,7 +40,7 @@ def alone(made, members, draws, parts, settings, privacy, task=Task):
     found = []
     for m, draw in zip(members, draws, strict=True):
         made.load(m.tensors, m.scale)
-        told = training.train(task(), made, parts, m.encoded, settings, privacy, *draw)
+        told = training.train(task(), made, parts, m.encoded, settings, privacy, *draw, turn=m.turn)
         trained = {k: p.detach().clone() for k, p in made.live().items() if p.requires_grad}
         found.append((trained, told))
     return found

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedlora.optimizers import Turn
 from fedlora.resident import Resident
 from fedlora.tensors import select
-from fedlora.training import optimizer
+from fedlora.training import fresh
 from simulations.benchmarks import overhead, weight
 from simulations.benchmarks.overhead import CLIENTS, Clock, Round, configured
 from simulations.benchmarks.weight import Weight
@@ -31,7 +32,8 @@ def test_every_trained_number_moves(folder: Path) -> None:
     given = {"clients": 3, "rounds": 2, "workers": 0}
     resident = Resident(*configured(folder, "moves", "FedIT", **given))
     adapter, rows = resident.adapter, resident.encoded(resident.federation.clients[0], "train")
-    updater = optimizer(adapter.trainable(adapter.parts), resident.config.train)
+    adapter.trainable(adapter.parts)
+    updater = fresh(adapter, adapter.parts, resident.config.train, 2, Turn())
     for _ in range(2):  # B begins as zero, and A's gradient with it
         batch = resident.task.batch(rows, range(len(rows)))
         resident.task.losses(adapter.model, batch).sum().backward()

@@ -26,6 +26,7 @@ def loaded(architecture="llama", **fields):
     """An adapter in float64 with a client in it, whose scale is none of the defaults."""
     made = lengths.adapter(architecture, "lora", **fields)
     (member,) = lengths.members(made, [9], residual=True)
+    member = replace(member, scale=0.07)  # small enough for s² to show beside Adam's eps
     lengths.doubled(made)
     made.load(member.tensors, member.scale)
     return made, member

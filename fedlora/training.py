@@ -1,7 +1,7 @@
 """Local training: a plain loop over one client's rows, the oracle of `fedlora.stacking`."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -26,7 +26,6 @@ def loaded(architecture="llama", **fields):
     """An adapter in float64 with a client in it, whose scale is none of the defaults."""
     made = lengths.adapter(architecture, "lora", **fields)
     (member,) = lengths.members(made, [9], residual=True)
-    member = replace(member, scale=0.07)  # small enough for s² to show beside Adam's eps
     lengths.doubled(made)
     made.load(member.tensors, member.scale)
     return made, member
@@ -103,6 +102,7 @@ def test_lora_fa_is_pefts(architecture, in_float64):
     """`create_lorafa_optimizer`, scale and decay included; in float64, which PEFT's bf16 spares.
     A keeps its bits."""
     made, member = loaded(architecture)
+    member = replace(member, scale=0.07)  # so small that s² shows beside Adam's eps
     made.parts -= {"A"}
     settings = lengths.train_settings(optimizer="lora-fa", weight_decay=0.3)
 

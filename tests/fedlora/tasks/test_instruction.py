@@ -106,8 +106,7 @@ def test_clients_that_share_passes_train_as_each_would_alone(folder: Path) -> No
     stacked = train_stacked(task, made, members, {"A", "B"}, settings)
     for (tensors, told), member in zip(stacked, members, strict=True):
         made.load(member.tensors, member.scale)
-        parameters = made.trainable({"A", "B"})
-        alone = training.train(task, made.model, parameters, member.encoded, settings, member.seed)
+        alone = training.train(task, made, {"A", "B"}, member.encoded, settings, member.seed)
         assert told.loss == pytest.approx(alone.loss, rel=1e-5)
         for name, tensor in made.read({"A", "B"}).items():
             torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=1e-7)

@@ -1,7 +1,7 @@
 """The run directory: the resolved configuration, metrics, a checkpoint each round.
 
     config.toml            the resolved configuration, runnable again
-    run.json               the experiment's id and the version that wrote it
+    run.json               the experiment's id, and the version and environment that began it
     metrics.jsonl          one object a round and one a client and round
     round-0003/            the server after round 3: state.safetensors, checkpoint.json
     clients/               what stays on simulated clients
@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora import files, settings
 from fedlora.config import Config
+from fedlora.environment import environment
 from fedlora.errors import UserError
 from fedlora.tensors import Tensors
 
@@ -50,11 +51,12 @@ class Checkpoint:
 
 
 class RunDir:
-    """One run's directory."""
+    """One run's directory. Raises UserError where its `run.json` is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.experiment = str(json.loads((path / "run.json").read_text("utf-8"))["experiment"])
+        self.facts = _facts(path / "run.json")
+        self.experiment = str(self.facts["experiment"])
 
     @classmethod
     def create(cls, config: Config, folder: str = "") -> "RunDir":
@@ -73,7 +75,11 @@ class RunDir:
         settings.write(config, aside / "config.toml")
         from fedlora import __version__
 
-        facts = {"experiment": secrets.token_hex(8), "version": __version__}
+        facts = {
+            "experiment": secrets.token_hex(8),
+            "version": __version__,
+            "environment": environment(),
+        }
         (aside / "run.json").write_text(json.dumps(facts), "utf-8")
         (aside / "metrics.jsonl").touch()
         aside.rename(path)
@@ -175,6 +181,16 @@ class RunDir:
         kept = [x for x in lines if _round_of(x) < number]
         own = [json.dumps(row) for row in checkpoint.rows] if checkpoint else []
         files.write(self.metrics, "".join(f"{x}\n" for x in kept + own))
+
+
+def _facts(path: Path) -> Row:
+    try:
+        facts: Row = json.loads(path.read_text("utf-8"))
+        return {**facts, "experiment": facts["experiment"]}
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(
+            f"{path} is damaged ({e!r}): restore it, or run the experiment anew"
+        ) from None
 
 
 def _round_of(line: str) -> float:

@@ -83,6 +83,7 @@ from fedlora.cli import (  # noqa: E402, F401
     methods,
     new_strategy,
     node,
+    report,
     run,
     submit,
 )

@@ -54,14 +54,11 @@ def _question(asked: Sequence[tuple[Series, Run]], row: int, prompt: str) -> Que
             for r in own
             if 0 < r["round"] == later
         ]
-    shared = len(before) == 1
+    shared = len(before) == 1 and len(asked) > 1
     first = [
-        Answer(
-            "" if shared else ", ".join(a.label for a in alike),
-            "" if shared else alike[0].style,
-            0,
-            text,
-        )
+        Answer("", "", 0, text)
+        if shared
+        else Answer(", ".join(a.label for a in alike), alike[0].style, 0, text)
         for text, alike in before.items()
     ]
     return Question(str(prompt), reference, [*first, *after])

@@ -44,7 +44,7 @@ def from_zero(values: Iterable[float], count: int = 5) -> Axis:
     return _even(0.0, 1.03 * max([0.0, *values]) or 1.0, count)
 
 
-def rounds(last: int, count: int = 6) -> Axis:
+def rounds(last: int, count: int = 7) -> Axis:
     """Whole numbers from 0 to the last round."""
     return _even(0.0, float(max(last, 1)), count, least=1.0)
 

@@ -41,11 +41,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn curve: `path` and `band` are SVG path data in percent."""
+    """A drawn curve: `path`, `band` and `tail` are SVG path data in percent; a tail leads from a
+    line that ends within the panel to its label."""
 
     style: str
     path: str
     band: str
+    tail: str
     dots: Sequence[Mark]
 
 
@@ -117,7 +119,7 @@ def _line(curve: Curve, x: Axis, y: Axis, digits: int) -> Line:
     if not places:
         assert curve.level is not None
         height = 100 - 100 * y.place(curve.level)
-        return Line(curve.style, f"M0 {height:.2f}H100", "", [])
+        return Line(curve.style, f"M0 {height:.2f}H100", "", "", [])
 
     def trace(heights: Iterable[tuple[float, float]]) -> str:
         return "L".join(f"{a:.2f} {100 - 100 * y.place(b):.2f}" for a, b in heights)
@@ -127,9 +129,11 @@ def _line(curve: Curve, x: Axis, y: Axis, digits: int) -> Line:
     if any(p.y.low < p.y.high for _, p in places):
         above = trace((a, p.y.high) for a, p in places)
         band = f"M{above}L{trace((a, p.y.low) for a, p in reversed(places))}Z"
+    end, height = places[-1][0], 100 - 100 * y.place(places[-1][1].y.mean)
+    tail = f"M{end:.2f} {height:.2f}H100" if end < 99.9 else ""
     marked = places if len(places) <= DOTS else places[-1:]
     dots = [Mark(a, 100 - 100 * y.place(p.y.mean), said(curve.label, p, digits)) for a, p in marked]
-    return Line(curve.style, path, band, dots)
+    return Line(curve.style, path, band, tail, dots)
 
 
 def said(label: str, point: Point, digits: int) -> str:

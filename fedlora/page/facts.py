@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.page.collect import Run
-from fedlora.page.series import DASH, Series, differing, show
+from fedlora.page.series import DASH, OWN, Series, differing, show
 from fedlora.page.statistics import ByRound, Spread, field, final, total
 from fedlora.report import amount, number, spent
 
@@ -69,7 +69,7 @@ def results(series: Sequence[Series]) -> Table:
     column("ε", field("epsilon"), lambda spread: Cell(spent(spread.high)))
     column("up", total("bytes_up"), lambda spread: Cell(amount(round(spread.mean))))
     column("down", total("bytes_down"), lambda spread: Cell(amount(round(spread.mean))))
-    column("seconds", total("seconds"), _around(0))
+    column("seconds", total("seconds"), _around(1))
     rows = [
         (s.label, s.style, [column[i] for column in columns.values()]) for i, s in enumerate(series)
     ]
@@ -106,9 +106,11 @@ def differences(series: Sequence[Series]) -> Table:
 
 
 def common(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """The settings that all runs share, by section; where values differ, each of them."""
+    """The settings that all runs share, by section; what was chosen for each machine as well, with
+    every value."""
     tables: dict[str, dict[str, str]] = {}
-    for key in dict.fromkeys(key for run in runs for key in run.config):
+    apart = {*differing(runs), *OWN}
+    for key in dict.fromkeys(key for run in runs for key in run.config if key not in apart):
         section, _, name = key.partition(".")
         values = dict.fromkeys(show(run.config.get(key)) for run in runs)
         tables.setdefault(section, {})[name] = " · ".join(values)
@@ -139,7 +141,7 @@ def _run(series: Series, run: Run) -> list[str]:
         str(len({row["client"] for row in run.clients})),
         str(missing.count("failed")),
         str(missing.count("dropped")),
-        number(seconds, 0),
+        number(seconds, 1),
     ]
 
 

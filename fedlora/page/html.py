@@ -1,6 +1,6 @@
 """The page: its charts and tables, and the template that lays them out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -52,19 +52,28 @@ def page(runs: Sequence[Run], title: str) -> str:
 
 
 def _overview(series: Sequence[Series], runs: Sequence[Run]) -> dict[str, str]:
-    told = {len({row["client"] for row in run.clients}) for run in runs if run.clients}
+    told = {
+        len({row["client"] for row in run.clients})
+        for run in runs
+        if run.clients and not run.config["data.pooled"]
+    }
+    methods = dict.fromkeys(s.runs[0].method for s in series)
     seen = {
-        "Methods": ", ".join(dict.fromkeys(s.runs[0].method for s in series)),
+        _many("Method", methods): ", ".join(methods),
         "Model": facts.setting(runs, "model.name"),
         "Data": facts.setting(runs, "data.name"),
         "Clients": ", ".join(str(n) for n in sorted(told)),
         "Rounds": ", ".join(str(n) for n in sorted({s.last for s in series})),
-        "Seeds": facts.setting(runs, "run.seed"),
+        _many("Seed", {run.config["run.seed"] for run in runs}): facts.setting(runs, "run.seed"),
     }
     private = any("epsilon" in row for run in runs for row in run.rounds)
     if private:
         seen["Privacy"] = facts.setting(runs, "privacy.mode")
     return {name: text for name, text in seen.items() if text}
+
+
+def _many(noun: str, things: Collection[object]) -> str:
+    return noun if len(things) == 1 else f"{noun}s"
 
 
 def write(html: str, path: Path) -> None:

@@ -38,9 +38,8 @@ def _by_round(
     if not any(c.points for c in curves):
         return None
     x = axes.rounds(max(p.round for c in curves for p in c.points))
-    made = chart(
-        id, title, curves, x, _ordinate(curves), abscissa="round", digits=digits, height=height
-    )
+    y = _ordinate(curves, height // 45)
+    made = chart(id, title, curves, x, y, abscissa="round", digits=digits, height=height)
     rounds = sorted({p.round for c in curves for p in c.points})
     values = [{p.round: p.y for p in c.points} for c in curves]
     table = [[str(n), *(_cell(v.get(n), digits) for v in values)] for n in rounds]
@@ -96,7 +95,7 @@ def _privacy(series: Sequence[Series]) -> Chart | None:
     )
 
 
-def _ordinate(curves: Sequence[Curve]) -> axes.Axis:
+def _ordinate(curves: Sequence[Curve], count: int = 5) -> axes.Axis:
     points = [p for c in curves for p in c.points]
     levels = [c.level for c in curves if c.level is not None]
-    return axes.linear([*(v for p in points for v in (p.y.low, p.y.high)), *levels])
+    return axes.linear([*(v for p in points for v in (p.y.low, p.y.high)), *levels], count)

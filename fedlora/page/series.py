@@ -101,4 +101,6 @@ def show(value: Any) -> str:
     """A setting as people read it."""
     if value is None:
         return DASH
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,7 @@
 """A run directory: all of a round or nothing of it, and damage that shows."""
 
 import json
+import platform
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_a_directory_is_made_once_and_whole(tmp_path):
     other = RunDir.create(config(tmp_path, name="other"))
     assert other.experiment != run.experiment
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "other"]
+
+
+def test_a_run_says_what_it_was_made_with(tmp_path):
+    """Versions and the machine; a run from before that was kept still opens, and a damaged
+    file is named."""
+    made = RunDir.create(config(tmp_path)).facts["environment"]
+    assert made["torch"] == torch.__version__ and made["python"] == platform.python_version()
+    assert {"fedlora", "flwr", "transformers", "peft", "platform", "cpus"} <= made.keys()
+    path = tmp_path / "mine" / "run.json"
+    path.write_text('{"experiment": "7"}')
+    assert RunDir(path.parent).experiment == "7"
+    path.write_text('{"experiment"')
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        RunDir(path.parent)
 
 
 def test_a_run_is_found_by_name_or_path(tmp_path, monkeypatch):

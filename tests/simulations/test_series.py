@@ -266,11 +266,11 @@ def test_each_seed_has_its_own_rows_one_after_another(
     loaded: list[tuple[int, weakref.ref[Any]]] = []
     load = data.load
 
-    def watched(section: Any, seed: int) -> Any:
+    def watched(section: Any, seed: int, kind: Any) -> Any:
         assert all(federation() is None for _, federation in loaded)
         if seed == 5:
             raise UserError("client small has no rows left")
-        federation = load(section, seed)
+        federation = load(section, seed, kind)
         loaded.append((seed, weakref.ref(federation)))
         return federation
 

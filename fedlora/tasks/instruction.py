@@ -126,13 +126,14 @@ class Instruction:
         return inputs
 
     def counts(self, encoded: Encoded, indices: Sequence[int]) -> Tensor:
-        """(b,): a row's targets; under privacy one for a row that has any."""
+        """(b,): a row's targets; under privacy one, whatever is in the row."""
+        if self.by_row:
+            return torch.ones(len(indices), dtype=torch.float64)
         targets = encoded.inputs["labels"]
         rows = encoded.rows[list(indices)]
         spans = zip(encoded.starts[rows], encoded.starts[rows + 1], strict=True)
         found = [int((targets[start:end] != IGNORED).sum()) for start, end in spans]
-        counts = torch.tensor(found, dtype=torch.float64)
-        return counts.clamp(max=1.0) if self.by_row else counts
+        return torch.tensor(found, dtype=torch.float64)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """(b,): the mean cross-entropy of each row's targets; 0 where it has none."""

@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := $(VENV)/.installed-ray
+TRACK := $(VENV)/.installed-track
+MLFLOW := $(CURDIR)/$(VENV)/mlflow
 PACKAGES := fedlora strategies clients server simulations tests deploy
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test test-slow test-faults test-compose bench lint clean
+.PHONY: setup demo test test-slow test-faults test-track test-compose bench lint clean
 
 setup: $(STAMP)
 
@@ -43,6 +45,18 @@ test-slow: setup
 # A deployment of real processes on loopback, and what may befall it.
 test-faults: setup
 	$(BIN)/pytest -q -m deployment --durations=0
+
+# W&B offline, and MLflow in a local store and as a server, which has an environment of its own since
+# it wants other versions than the project.
+$(TRACK): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[wandb,mlflow]'
+	$(PYTHON) -m venv $(MLFLOW) || { $(PYTHON) -m venv --clear --without-pip $(MLFLOW) && \
+	  $(PYTHON) -m pip --python $(MLFLOW)/bin/python install pip; }
+	$(MLFLOW)/bin/python -m pip install --quiet mlflow==3.17.2
+	@touch $@
+
+test-track: setup $(TRACK)
+	FEDLORA_MLFLOW=$(MLFLOW)/bin/mlflow $(BIN)/pytest -q -m '' tests/fedlora/tracking
 
 # The federation in containers; see deploy/test-compose.sh for what it needs.
 test-compose: setup

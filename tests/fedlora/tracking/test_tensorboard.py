@@ -49,8 +49,10 @@ def test_a_round_that_was_undone_leaves_no_step(tmp_path: Path) -> None:
     run, config = runs.create(tmp_path, "tensorboard")
     runs.follow(run, config, 0, 1, 2, 3)
     runs.write(run, 1)
+    (run.path / "tensorboard/events.out.tfevents.1.before").touch()
     runs.follow(run, config, 2)
     assert read(run.path) == expected(0, 1, 2)
+    assert len(list((run.path / "tensorboard").iterdir())) == 1
 
 
 def test_a_resumed_federation_is_tracked_as_its_metrics_are(world: World, tmp_path: Path) -> None:

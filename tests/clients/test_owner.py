@@ -113,6 +113,7 @@ PRIVATE = {**MINE, "epsilon": 3.0}
         ({}, {}),
         ({}, settings.to_flat(Config())),
         ({}, {"submit.run": "name", "submit.resume": False}),
+        ({}, {"data.name": "definitions"}),
         ({}, {"model.name": MINILM}),
         ({}, {"model.name": "prajjwal1/bert-tiny"}),
         ({}, {"run.rounds": 1000, "train.steps": 10000}),

@@ -4,12 +4,12 @@ A table is its heads and its rows of texts.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora.page.collect import Run
+from fedlora import comparison
+from fedlora.page.collect import Run, known
 from fedlora.page.series import DASH, OWN, Series, differing, show
 from fedlora.page.statistics import ByRound, Spread, field, final, total
 from fedlora.report import amount, number, spent
@@ -87,7 +87,8 @@ def score_name(series: Sequence[Series]) -> str:
 
 def perplexity(run: Run) -> ByRound:
     """The exponential of the held-out loss a token."""
-    return {n: math.exp(min(loss, 700.0)) for n, loss in run.values("test_loss").items()}
+    found = {n: comparison.perplexity(loss) for n, loss in run.values("test_loss").items()}
+    return {n: value for n, value in found.items() if value is not None and known(value)}
 
 
 def _around(digits: int) -> Callable[[Spread], Cell]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedlora.page.collect import BASELINES, Run
 
-OWN = ("run.seed", "run.name", "run.dir")  # what does not make a run another experiment
+OWN = ("run.seed", "run.name", "run.dir", "run.track")  # these make no other experiment
 SHOWN = 2  # most settings in a label
 DASH = "–"
 

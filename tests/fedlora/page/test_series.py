@@ -14,7 +14,7 @@ def test_seeds_make_a_series_and_settings_another(tmp_path):
     runs = [
         made(tmp_path, "a1", scored(0.5), run__seed=1, strategy__name="local"),
         made(tmp_path, "a0", scored(0.5), run__seed=0, simulation__copies=3),
-        made(tmp_path / "x", "b", scored(0.5), run__seed=3, simulation__workers=0),
+        made(tmp_path / "x", "b", scored(0.5), run__seed=3, run__track=[]),
         made(tmp_path, "c", scored(0.5), train__lr=0.5),
         made(tmp_path, "d", scored(0.5), strategy__name="ffa"),
     ]

@@ -81,7 +81,7 @@ def _range(series: Series, axis: axes.Axis) -> Range:
         return Stroke(100 * axis.place(value), number(value), client)
 
     worst = fmean(min(own.values()) for own in found)
-    best = fmean(max(own.values()) for own in found)
+    best = fmean(min(own.values()) for own in found)
     return Range(
         label=series.label,
         style=series.style,
@@ -111,8 +111,8 @@ def _table(series: Sequence[Series]) -> Table:
 
 def _panels(series: Sequence[Series]) -> list[Chart]:
     """Over rounds: the median, and a band from the worst to the best, as means over runs."""
-    curves = {s.label: charts.Curve(s.label, s.style, by_round(s)) for s in series}
-    drawn = [c for c in curves.values() if len(c.points) > 1]
+    curves = [charts.Curve(s.label, s.style, by_round(s)) for s in series]
+    drawn = [c for c in curves if len(c.points) > 1]
     if not drawn:
         return []
     y = axes.linear((v for c in drawn for p in c.points for v in (p.y.low, p.y.high)), count=4)
@@ -129,7 +129,7 @@ def by_round(series: Series) -> list[Point]:
     for round in range(series.last + 1):
         found = [list(scores(run, round).values()) for run in series.runs]
         if all(found):
-            low, high = fmean(map(min, found)), fmean(map(max, found))
+            low, high = fmean(map(median, found)), fmean(map(max, found))
             middle = fmean(map(median, found))
             points.append(Point(round, Spread(middle, low, high, 0.0), round))
     return points

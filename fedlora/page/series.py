@@ -82,7 +82,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each of these runs, no two of which have the same setup: its method, and where
-    others share that the settings in which they differ, or a number where those are many."""
+    others share that the settings in which they differ (null ones are not said), or a number where
+    those are many."""
     names = []
     for run in runs:
         alike = [other for other in runs if other.method == run.method]
@@ -92,8 +93,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
         elif len(keys) > SHOWN:
             names.append(f"{run.method} ({alike.index(run) + 1})")
         else:
-            parts = (f"{key.partition('.')[2]} {show(run.config.get(key))}" for key in keys)
-            names.append(f"{run.method}, {', '.join(parts)}")
+            own = {key.partition(".")[2]: run.config.get(key) for key in keys}
+            parts = (f", {key} {show(value)}" for key, value in own.items() if value is not None)
+            names.append(run.method + "".join(parts))
     return names
 
 

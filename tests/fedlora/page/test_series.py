@@ -29,6 +29,13 @@ def test_seeds_make_a_series_and_settings_another(tmp_path):
     assert len({s.style for s in series}) == 4
 
 
+def test_what_is_not_set_is_not_said(tmp_path):
+    """A private run beside one that is not."""
+    private = made(tmp_path, "b", scored(0.5), privacy__epsilon=3.0)
+    series = group([made(tmp_path, "a", scored(0.5)), private])
+    assert [s.label for s in series] == ["fedit", "fedit, epsilon 3"]
+
+
 def test_many_differences_are_a_number(tmp_path):
     """A label stays short, and no two are the same."""
     other = {"train__lr": 0.5, "train__steps": 3, "adapter__rank": 2}

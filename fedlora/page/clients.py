@@ -81,7 +81,7 @@ def _range(series: Series, axis: axes.Axis) -> Range:
         return Stroke(100 * axis.place(value), number(value), client)
 
     worst = fmean(min(own.values()) for own in found)
-    best = fmean(min(own.values()) for own in found)
+    best = fmean(max(own.values()) for own in found)
     return Range(
         label=series.label,
         style=series.style,
@@ -129,7 +129,7 @@ def by_round(series: Series) -> list[Point]:
     for round in range(series.last + 1):
         found = [list(scores(run, round).values()) for run in series.runs]
         if all(found):
-            low, high = fmean(map(median, found)), fmean(map(max, found))
+            low, high = fmean(map(min, found)), fmean(map(max, found))
             middle = fmean(map(median, found))
             points.append(Point(round, Spread(middle, low, high, 0.0), round))
     return points

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test test-slow test-faults test-track test-compose bench lint clean
+.PHONY: setup demo docs test test-slow test-faults test-track test-compose bench lint clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 demo: setup
 	$(BIN)/fedlora run
+
+# What of docs/ is made from the code.
+docs: setup
+	$(BIN)/fedlora config > docs/.configuration.md && mv docs/.configuration.md docs/configuration.md
 
 lint: setup
 	$(BIN)/ruff check $(PACKAGES)

@@ -79,6 +79,7 @@ def watch(rounds: int) -> Any:
 # Each adds its commands to the app.
 from fedlora.cli import (  # noqa: E402, F401
     compare,
+    config,
     export,
     methods,
     new_strategy,

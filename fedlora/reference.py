@@ -23,6 +23,7 @@ one, and else the default here. An unknown key is an error. TOML has no null: th
 `fedlora config` prints this page.
 """
 
+NODE = "A node's own settings"
 BOUNDS = {
     "exclusiveMinimum": "> {}",
     "minimum": "≥ {}",
@@ -33,15 +34,17 @@ BOUNDS = {
 TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
 
 
-def reference(methods: Methods) -> str:
-    """Every section and field with type, default and description, and every method's settings."""
+def reference(methods: Methods, node: type[BaseModel]) -> str:
+    """Every section and field with type, default and description, every method's settings, and the
+    model of a node's own."""
     sections = [
         _section(name, field.annotation, methods)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         else _methods(methods)
         for name, field in Config.model_fields.items()
     ]
-    return "\n".join([HEAD, *sections])
+    rows = [_row(key, field) for key, field in node.model_json_schema()["properties"].items()]
+    return "\n".join([HEAD, *sections, _table(NODE, node, rows)])
 
 
 def _section(name: str, model: type[BaseModel], methods: Methods) -> str:

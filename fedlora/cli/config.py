@@ -7,7 +7,8 @@ from fedlora.cli import app
 def config() -> None:
     """Every field of the configuration and every setting of a method, with type, default and
     reason, as Markdown: docs/configuration.md."""
+    from clients.owner import Owner
     from fedlora.reference import reference
     from strategies import BUILTIN, load
 
-    print(reference({name: load(name) for name in BUILTIN}), end="")
+    print(reference({name: load(name) for name in BUILTIN}, Owner), end="")

@@ -10,7 +10,7 @@ from fedlora.config.section import Section
 class Privacy(Section):
     """Differential privacy: off until a budget (epsilon) or a noise (noise_multiplier) is given.
 
-    The README says what is protected, from whom, and what is not.
+    docs/privacy.md says what is protected, from whom, and what is not.
     """
 
     epsilon: PositiveFloat | None = Field(

@@ -63,6 +63,11 @@ class Data(Section):
     test: float = Field(
         0.1, ge=0, lt=1, description="Share of rows for the server's test where there is no file."
     )
+    test_rows: PositiveInt | None = Field(
+        None,
+        description="Most of the server's test rows that it scores on, drawn once; all by default. "
+        "A language model takes seconds for each dozen.",
+    )
     public: int = Field(
         128,
         ge=0,

@@ -77,10 +77,12 @@ def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
                 f"taken. Give it more rows, or lower data.test or data.public."
             )
     train, heldout = partition.hold_out(clients, data, seed)
+    held = source.rows.select(sorted(test)) if source.test is None else source.test
+    scored = partition.evenly([range(len(held))], data.test_rows, stream(seed, "data", "scored"))
     return Federation(
         labels=source.labels,
         clients=list(clients),
-        test=source.rows.select(sorted(test)) if source.test is None else source.test,
+        test=held if data.test_rows is None else held.select(sorted(scored)),
         public=source.rows.select(sorted(public)) if source.public is None else source.public,
         rows=source.rows,
         trained=train,

@@ -26,8 +26,10 @@ def shuffled(rows: Sequence[int], generator: torch.Generator) -> Rows:
     return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
 
 
-def evenly(groups: Sequence[Sequence[int]], count: int, generator: torch.Generator) -> set[int]:
-    """`count` random rows, one of each group in turn."""
+def evenly(
+    groups: Sequence[Sequence[int]], count: int | None, generator: torch.Generator
+) -> set[int]:
+    """`count` random rows (None: all), one of each group in turn."""
     turns = zip_longest(*(shuffled(group, generator) for group in groups))
     rows = [row for turn in turns for row in turn if row is not None]
     return set(rows[:count])

@@ -205,3 +205,19 @@ def test_the_source_folder_is_left_alone(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     load(data, 0)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_server_scores_on_some_of_its_rows() -> None:
+    """As many as are asked for, always the same ones, whoever's clients train on what."""
+    every = load(Data(), 0)
+    some = load(Data(test_rows=50), 0)
+    texts = some.test["text"][:]
+    assert len(set(texts)) == 50 and set(texts) < set(every.test["text"])
+    assert (
+        load(Data(test_rows=50), 0).test["text"][:]
+        == texts
+        != load(Data(test_rows=50), 1).test["text"][:]
+    )
+    assert some.trained == every.trained and len(load(Data(test_rows=9999), 0).test) == len(
+        every.test
+    )

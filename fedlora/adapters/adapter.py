@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,11 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora import config as settings
 from fedlora.adapters import targets
-from fedlora.adapters.lora_sb import LoraSBConfig
+from fedlora.adapters.recipe import peft_config, scaling
 from fedlora.adapters.residual import Residual, attach
 from fedlora.errors import UserError
-from fedlora.strategy import Scaling
-from fedlora.streams import derive, forked
+from fedlora.streams import forked
 from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of, select
 
 PARTS = {
@@ -38,21 +37,6 @@ PARTS = {
     "lora-sb": frozenset({"R"}),
 }
 NAME = "default"  # what PEFT calls its only adapter
-
-
-def scaling(config: settings.Adapter) -> Scaling:
-    """The scale s by rank: alpha is 2 r by default for LoRA, and what makes s = 1 for LoRA-SB.
-    VeRA has no scale: one always."""
-    r = config.rank
-    if config.kind == "vera":
-        if config.alpha is not None or config.rslora:
-            raise UserError(
-                "VeRA has no scale: leave adapter.alpha and adapter.rslora out, "
-                "or set adapter.kind = 'lora'."
-            )
-        return Scaling(r, float(r))
-    default = 2.0 * r if config.kind == "lora" else (r**0.5 if config.rslora else float(r))
-    return Scaling(r, config.alpha or default, config.rslora)
 
 
 class Adapter:
@@ -76,7 +60,7 @@ class Adapter:
         self.kind = config.kind
         self.scaling = scaling(config)
         self.shapes = targets.targets(model, config)
-        peft_config = _peft_config(model, config, self.scaling, list(self.shapes), seed)
+        peft_config = peft_config(model, config, self.scaling, list(self.shapes), seed)
         with forked(seed, "adapter"), warnings.catch_warnings():
             # PEFT asks for a property under the name it had before.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
@@ -243,23 +227,6 @@ class Adapter:
             return (m, rho) if part == "P" else (rho, n)
         r = ranks.get(module, 0)
         return {"A": (r, n), "B": (m, r), "R": (r, r), "D": (m, n)}[part]
-
-
-def _peft_config(
-    model: PreTrainedModel, config: settings.Adapter, scale: Scaling, found: list[str], seed: int
-) -> PeftConfig:
-    common: dict[str, Any] = {
-        "r": config.rank,
-        "target_modules": targets.shortest(model, found),
-        "modules_to_save": targets.head(model) or None,
-        "fan_in_fan_out": all(isinstance(model.get_submodule(k), Conv1D) for k in found),
-    }
-    if config.kind == "vera":
-        key = derive(seed, "vera")
-        return VeraConfig(vera_dropout=config.dropout, projection_prng_key=key, **common)
-    kind = LoraSBConfig if config.kind == "lora-sb" else LoraConfig
-    scale_fields: dict[str, Any] = {"lora_alpha": scale.alpha, "use_rslora": scale.rslora}
-    return kind(lora_dropout=config.dropout, **scale_fields, **common)
 
 
 def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What of the local optimisation does not go with a method or an adapter, and why.
+"""What of the adapter and the local optimisation does not go with a method or an adapter, and why.
 
 Found before anything is trained, from the configuration alone.
 """
@@ -33,6 +33,9 @@ def _asked(config: Config) -> Iterator[tuple[str, str]]:
     """Each setting that not everything goes with, as it reads, and its name in `refuses`."""
     if config.train.optimizer in ("lora-plus", "lora-fa"):
         yield f"train.optimizer = {config.train.optimizer}", config.train.optimizer
+    if config.adapter.init != "default":
+        key = "init" if config.adapter.begins_full else ""
+        yield f"adapter.init = {config.adapter.init}", key
 
 
 def _check_warmup(config: Config) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fedlora import tasks
 from fedlora.adapters import PARTS, targets
-from fedlora.adapters.adapter import scaling
+from fedlora.adapters.recipe import scaling
 from fedlora.config import Config, Model
 from fedlora.errors import UserError
 from fedlora.guard import called
@@ -83,7 +83,7 @@ class _Blank:
 
     def __init__(self, config: Config, model: PreTrainedModel) -> None:
         assert config.adapter.kind is not None, "the method's kind is resolved before this"
-        self.kind = config.adapter.kind
+        self.kind, self.takes_out = config.adapter.kind, config.adapter.takes_out
         self.scaling = scaling(config.adapter)
         self.rank = self.scaling.rank
         self.scale = self.scaling.at(self.rank)
@@ -104,6 +104,8 @@ class _Blank:
                 tensors |= {f"{k}.A": _empty(r, n), f"{k}.B": _empty(m, r)}
             if self.kind == "lora-sb":
                 tensors[f"{k}.R"] = _empty(r, r)
+            if self.takes_out:
+                tensors |= {f"{k}.P": _empty(m, r), f"{k}.Q": _empty(r, n)}
         if self.kind == "vera":
             m, n = (max(sizes) for sizes in zip(*self.shapes.values(), strict=True))
             tensors |= {"vera.U": _empty(m, r), "vera.V": _empty(r, n)}

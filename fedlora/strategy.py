@@ -84,7 +84,8 @@ class Base(Protocol):
     shapes: Mapping[str, tuple[int, int]]  # module path -> (m, n)
 
     def initial(self) -> Tensors:
-        """Every part as PEFT initialises it."""
+        """Every part as adapter.init says; with pissa and olora the residual P, Q that takes B A
+        out of W0 too."""
         ...
 
     def weight(self, module: str) -> Tensor:
@@ -121,7 +122,8 @@ class Strategy(BaseModel):
     shared: ClassVar[set[str]] = {"A", "B", "d", "b", "head"}  # what it uploads; the rest stays
     mixed_ranks: ClassVar[bool] = False  # whether clients may hold different ranks
     defaults: ClassVar[dict[str, Any]] = {}  # configuration that this method wants, by dotted key
-    # settings that its equations do not admit -> why: "lora-fa", "lora-plus" (train.optimizer)
+    # settings that its equations do not admit -> why: "lora-fa", "lora-plus" (train.optimizer),
+    # "init" (an adapter.init with which B is not zero at the start)
     refuses: ClassVar[dict[str, str]] = {}
     paper: ClassVar[str] = ""
 

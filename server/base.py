@@ -7,6 +7,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fedlora import estimate
+from fedlora.adapters.initial import initial
 from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.streams import stream
@@ -27,7 +28,8 @@ class ServerBase:
         self._resident, self._grid, self._roster = resident, grid, roster
         self._deadline = resident.config.run.deadline
         self._known: dict[tuple[str, str], torch.Tensor] = {}
-        self._initial = resident.adapter.initial()
+        config, wire = resident.config, resident.config.run.wire_dtype
+        self._initial = initial(resident.adapter, config.adapter, config.run.seed, wire)
         self.rank = resident.adapter.scaling.rank
         self.scale = resident.adapter.scaling.at(self.rank)
         train = resident.config.train

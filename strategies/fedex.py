@@ -62,6 +62,8 @@ class FedEx(Strategy):
             if own := _own(module, state, client):
                 B, A = own
                 P, Q = -client.scale * B, A
+                if start := _begun(module, state):
+                    P, Q = difference(*start, B, A, client.scale)
                 if f"{module}.P" in state:
                     P, Q = stack((state[f"{module}.P"], state[f"{module}.Q"]), (P, Q))
                 view |= {f"{module}.A": A, f"{module}.B": B, f"{module}.P": P, f"{module}.Q": Q}
@@ -102,12 +104,12 @@ class FedEx(Strategy):
 
 def _local(module: str, state: Tensors, updates: Sequence[Update]) -> tuple[Changes, Factors]:
     """Clients' factors remembered, and what they moved: Σ p_i s (B_i' A_i' − B_i A_i). One who
-    comes for the first time began with B = 0."""
+    comes for the first time began with the state's own."""
     memory: Changes = {}
     moved = []
     B, A, p, s = _uploads(module, updates)
     for update, b, a, weight in zip(updates, B, A, p, strict=True):
-        before = _own(module, state, update.client)
+        before = _own(module, state, update.client) or _begun(module, state)
         moved.append(difference(b, a, *before, weight * s) if before else (weight * s * b, a))
         memory |= {_memory(module, update.client, "B"): b, _memory(module, update.client, "A"): a}
     return memory, stack(*moved)
@@ -167,3 +169,10 @@ def _own(module: str, state: Tensors, client: Client) -> Factors | None:
     """The factors that a client uploaded last, or None before it ever did."""
     names = _memory(module, client, "B"), _memory(module, client, "A")
     return (state[names[0]], state[names[1]]) if names[0] in state else None
+
+
+def _begun(module: str, state: Tensors) -> Factors | None:
+    """The factors that a newcomer begins with, or None where their product is nothing: B = 0, as it
+    is unless adapter.init says otherwise. Shapes alone, as on the meta device, cannot tell."""
+    B, A = _factors(module, state)
+    return (B, A) if not B.is_meta and B.any() else None

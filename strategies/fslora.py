@@ -28,6 +28,10 @@ class FSLoRA(Strategy):
 
     trained = shared = {"A", "B", "head"}
     mixed_ranks = True
+    refuses = {
+        "init": "it begins with a part of W0 in s·B·A, and a client trains a sketch s·B·S·A, which "
+        "is far from it, so that its model would not be W0 at the start; use default or gaussian"
+    }
     paper = "FSLoRA (Fang et al. 2025, arXiv:2501.19389)"
 
     ranks: list[PositiveInt] | dict[PositiveInt, PositiveFloat] | None = Field(

@@ -60,11 +60,11 @@ class Adapter:
         self.kind = config.kind
         self.scaling = scaling(config)
         self.shapes = targets.targets(model, config)
-        peft_config = peft_config(model, config, self.scaling, list(self.shapes), seed)
+        recipe = peft_config(model, config, self.scaling, list(self.shapes), seed)
         with forked(seed, "adapter"), warnings.catch_warnings():
             # PEFT asks for a property under the name it had before.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            self.model = cast(PeftModel, get_peft_model(model, peft_config))
+            self.model = cast(PeftModel, get_peft_model(model, recipe))
         self.model.to(model.device)  # VeRA's projections start on the CPU
         base = cast(PreTrainedModel, self.model.get_base_model())
         self._layers: dict[str, Any] = {k: base.get_submodule(k) for k in self.shapes}

@@ -13,36 +13,45 @@ Shapes: W0 (m, n), A (r, n), B (m, r).
 References: PiSSA, arXiv:2404.02948; OLoRA, arXiv:2406.01775.
 """
 
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from fedlora import config as settings
 from fedlora.adapters.adapter import NAME, Adapter
-from fedlora.config.adapter import takes_out
 from fedlora.streams import forked
 from fedlora.tensors import Tensors
 
 
-def initial(adapter: Adapter, init: str, seed: int) -> Tensors:
-    """Every tensor that the adapter begins with, the residual included. The draws of a layer
-    depend on its name alone."""
+def initial(
+    adapter: Adapter, config: settings.Adapter, seed: int, wire: torch.dtype = torch.float32
+) -> Tensors:
+    """Every tensor that the adapter begins with, the residual included. A layer's draws depend on
+    its name alone.
+
+    Args:
+        wire: the format that A and B cross to clients in. Rounded to it here, they are on every
+            client what was taken out.
+    """
     tensors = adapter.initial()
-    if init == "default":
+    if config.init == "default":
         return tensors
-    r = adapter.scaling.rank
-    s = adapter.scaling.at(r)
+    s = adapter.scaling.at(adapter.scaling.rank)
     for module in adapter.shapes:
         with forked(seed, "init", module):
-            A, B = _by_peft(adapter, adapter.weight(module), init)
+            factors = _by_peft(adapter, adapter.weight(module), config.init)
+        A, B = (t.to(wire).float() for t in factors)
         tensors |= {f"{module}.A": A, f"{module}.B": B}
-        if takes_out(init):
+        if config.takes_out:
             tensors |= {f"{module}.P": -s * B, f"{module}.Q": A.clone()}
     return tensors
 
 
 def _by_peft(adapter: Adapter, weight: Tensor, init: str) -> tuple[Tensor, Tensor]:
-    """A and B as PEFT makes them, which would change the layer: of one made for the purpose."""
+    """A and B as PEFT makes them, on a layer made for the purpose, since PEFT changes its W0."""
     m, n = weight.shape
     layer = nn.Linear(n, m, bias=False, device="meta")
     layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
@@ -53,7 +62,7 @@ def _by_peft(adapter: Adapter, weight: Tensor, init: str) -> tuple[Tensor, Tenso
         use_rslora=scaling.rslora,
         init_lora_weights=init,  # type: ignore[arg-type]  # pissa_niter_4 is none of its literals
     )
-    made = Linear(layer, NAME, config, r=scaling.rank, lora_alpha=config.lora_alpha)
+    made: Any = Linear(layer, NAME, config, r=scaling.rank, lora_alpha=config.lora_alpha)
     factors = made.lora_A[NAME].weight, made.lora_B[NAME].weight
     A, B = (t.detach().to("cpu", torch.float32, copy=True).contiguous() for t in factors)
     return A, B

@@ -1,10 +1,13 @@
 """The configuration's section on what is trained on top of the model."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from fedlora.config.section import Section
+
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 
 class Adapter(Section):
@@ -35,6 +38,39 @@ class Adapter(Section):
         lt=1,
         description="Share of inputs dropped in front of A; off, as rounds are short.",
     )
+    init: str = Field(
+        "default",
+        description="How A and B begin, by PEFT's rules: default (A uniform, B zero), gaussian, "
+        "orthogonal, pissa (arXiv:2404.02948), pissa_niter_K (its fast SVD of K steps) or olora "
+        "(arXiv:2406.01775). Those that look at data (eva, corda, lora_ga) are not offered, as "
+        "nobody holds all of it, nor those that change what is trained or the base's format "
+        "(mica, loftq).",
+    )
     head: Literal["trained", "frozen"] = Field(
         "trained", description="The task head: trained in full, or as the server drew it."
     )
+
+    @field_validator("init")
+    @classmethod
+    def _known(cls, init: str) -> str:
+        if init in INITS or re.fullmatch(r"pissa_niter_[1-9]\d*", init):
+            return init
+        raise ValueError(f"no such initialisation (known: {', '.join(INITS)}, pissa_niter_K)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Adapter":
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(
+                f"init = orthogonal halves the rank, and rank = {self.rank} is odd: make it even"
+            )
+        return self
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether the adapter begins with a part of W0, which is taken out of it."""
+        return self.init == "olora" or self.init.startswith("pissa")
+
+    @property
+    def begins_full(self) -> bool:
+        """Whether B is not zero at the start."""
+        return self.takes_out or self.init == "orthogonal"

@@ -23,6 +23,17 @@ def resolve(*overrides):
         (["strategy.name=fedsb", "train.optimizer=lora-fa"], "adapter.kind = lora-sb trains"),
         (["strategy.name=fedsb", "train.optimizer=lora-plus"], "lora-plus is made for LoRA's A an"),
         (["strategy.name=fedit", "adapter.kind=vera", "train.optimizer=lora-plus"], "kind = vera"),
+        (
+            ["adapter.init=eva"],
+            r"adapter.init = 'eva': no such .*\(known: default, gauss",
+        ),
+        (["adapter.init=pissa_niter_0"], "adapter.init = 'pissa_niter_0': no such"),
+        (["adapter.init=orthogonal", "adapter.rank=5"], "halves the rank, and rank = 5 is odd"),
+        (["strategy.name=fslora", "adapter.init=pissa"], "init = pissa .* FSLoRA: .* not be W0"),
+        (["strategy.name=fslora", "adapter.init=orthogonal"], "orthogonal does not go with FSLoRA"),
+        (["strategy.name=fedsb", "adapter.init=pissa"], "init = pissa is made for LoRA's A and B"),
+        (["strategy.name=fedsb", "adapter.init=gaussian"], "kind = lora-sb trains neither"),
+        (["strategy.name=fedit", "adapter.kind=vera", "adapter.init=olora"], "kind = vera trains"),
     ],
 )
 def test_refused(given, reason):
@@ -43,3 +54,16 @@ def test_what_every_method_takes(method):
 def test_lora_fa_goes_with(method):
     """Methods for which training B alone makes sense."""
     resolve(f"strategy.name={method}", "train.optimizer=lora-fa")
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fedex", "fedsa", "local"])
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"])
+def test_initialisations_go_with(method, init):
+    """Methods for which a start with B != 0 is still W0 on every client."""
+    config, _ = resolve(f"strategy.name={method}", f"adapter.init={init}")
+    assert config.adapter.init == init
+
+
+def test_a_sketch_can_begin_with_b_zero():
+    """FSLoRA's clients are at W0 whatever A is, as long as B is zero."""
+    resolve("strategy.name=fslora", "adapter.init=gaussian")

@@ -148,3 +148,14 @@ def test_a_model_without_configuration_is_named(tmp_path: Path) -> None:
     """A folder that holds no model: which one, and the mend."""
     with pytest.raises(UserError, match=r"config\.json"):
         count("fedit", str(tmp_path), 8, QV)
+
+
+def test_what_pissa_takes_out_travels_once() -> None:
+    """P and Q, as large as B and A, at first contact and never again; nothing more goes up."""
+    plain = count("fedit", "bert-base", 4, QV)
+    pissa = count("fedit", "bert-base", 4, QV, adapter={"init": "pissa"})
+    A, B = plain.parameters["A"], plain.parameters["B"]
+    assert (pissa.parameters["P"], pissa.parameters["Q"]) == (B, A)
+    assert pissa.bytes_down_first == plain.bytes_down_first + 4 * (A + B)
+    assert (pissa.bytes_down, pissa.bytes_up) == (plain.bytes_down, plain.bytes_up)
+    assert pissa.trained_parameters == plain.trained_parameters

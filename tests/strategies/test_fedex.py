@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fedlora.tensors import is_memory
+from fedlora.tensors import Tensors, is_memory
 from fedlora.testing import FakeBase, Federation, worst
 from strategies.fedex import FedEx
 
@@ -169,3 +169,31 @@ def test_reinit_draws_as_peft_does() -> None:
     for A in seen:
         assert 0.95 < float(A.abs().max()) * 120**0.5 <= 1 and abs(float(A.mean())) < 0.01
     assert len({A.numpy().tobytes() for A in seen}) == 4
+
+
+class Pissa(FakeBase):
+    """Begins with a part of W0 in B and A, and takes it out, as the server's base does."""
+
+    def initial(self) -> Tensors:
+        tensors = super().initial()
+        for module, (m, _) in self.shapes.items():
+            B = self.draw(f"{module}.B", m, self.rank).bfloat16().float()
+            A = tensors[f"{module}.A"].bfloat16().float()
+            tensors |= {f"{module}.A": A, f"{module}.B": B}
+            tensors |= {f"{module}.P": -self.scale * B, f"{module}.Q": A}
+        return tensors
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+def test_exact_from_factors_that_are_not_zero(assignment: str, wire: torch.dtype) -> None:
+    """With adapter.init = pissa or olora: W0 at the start, and then everybody's W, newcomers' too,
+    is the mean of the products less what was taken out of W0."""
+    fed = Federation(FedEx(assignment=assignment), wire=wire, base=Pissa())
+    nothing = {k: torch.zeros(s, dtype=torch.float64) for k, s in fed.base.shapes.items()}
+    assert all(worst(fed.effective(c), nothing) < 1e-5 for c in fed.clients)
+    for participants in [(0, 1), (1, 2), (0, 2), (0, 1, 2, 3)]:
+        fed.step(participants)
+        truth = fed.mean_of_products()
+        assert worst(fed.server(), truth) < 1e-5
+        assert all(worst(fed.effective(c), truth) < 1e-5 for c in fed.clients)

@@ -110,6 +110,11 @@ class RunDir:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def answers(self) -> Path:
+        """What a language model answered, of runs with generate.rows: see fedlora.answers."""
+        return self.path / "answers.jsonl"
+
     def round(self, number: int) -> Path:
         return self.path / f"round-{number:04d}"
 
@@ -175,12 +180,19 @@ class RunDir:
         return Checkpoint(facts["round"], state, facts["memory"], facts["metrics"])
 
     def _rewind(self, checkpoint: Checkpoint | None) -> None:
-        """Metrics up to this round, whose own rows come from the checkpoint itself."""
-        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else []
+        """Metrics up to this round, whose own rows come from the checkpoint itself; and answers."""
         number = checkpoint.round if checkpoint else 0
-        kept = [x for x in lines if _round_of(x) < number]
-        own = [json.dumps(row) for row in checkpoint.rows] if checkpoint else []
-        files.write(self.metrics, "".join(f"{x}\n" for x in kept + own))
+        own = [json.dumps(row) + "\n" for row in checkpoint.rows] if checkpoint else []
+        files.write(self.metrics, "".join(before(self.metrics, number) + own))
+        if self.answers.is_file():
+            kept = before(self.answers, number + 1) if checkpoint else []
+            files.write(self.answers, "".join(kept))
+
+
+def before(path: Path, number: int) -> list[str]:
+    """The lines of a file of rows that are about rounds before this one."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return [f"{line}\n" for line in lines if _round_of(line) < number]
 
 
 def _facts(path: Path) -> Row:
@@ -194,7 +206,7 @@ def _facts(path: Path) -> Row:
 
 
 def _round_of(line: str) -> float:
-    """The round that a line of metrics is about; none comes as late as a line cut short."""
+    """The round that a line is about; none comes as late as a line cut short."""
     try:
         return int(json.loads(line)["round"])
     except (ValueError, KeyError, TypeError):

@@ -5,7 +5,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -13,7 +12,6 @@ from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
 from fedlora import profile
-from fedlora.evaluation import evaluate
 from fedlora.guard import called, changes, checked
 from fedlora.privacy.central import clipped
 from fedlora.progress import Observer
@@ -29,9 +27,9 @@ from server.greeting import Greeter
 from server.inbox import Inbox
 from server.privacy import Central, largest, note, told
 from server.records import client_rows, mean, round_row
-from server.result import load_global
 from server.roster import Roster
 from server.rounds import Phase, Reply, Traffic
+from server.score import scored
 from server.screening import fault
 
 
@@ -42,13 +40,6 @@ class Outcome:
     inbox: Inbox
     failed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-
-
-class Found(NamedTuple):
-    """The global model on the server's rows: its score and its loss, None where it has none."""
-
-    score: float | None
-    loss: float | None
 
 
 class Coordinator:
@@ -91,16 +82,9 @@ class Coordinator:
         if self.central:
             self.central.close()
 
-    @profile.timed("evaluate")
-    def score(self, number: int) -> Found:
-        """The global model's score and loss on the server's rows. A method that keeps parts on
-        clients has them only before those differ."""
-        rows = self.resident.encoded("", "test")
-        if (self.local and number) or not len(rows):
-            return Found(None, None)
-        load_global(self.resident, self.state, number)
-        found = evaluate(self.resident.task, self.resident.adapter.model, rows)
-        return Found(*(x if math.isfinite(x) else None for x in (found.score, found.loss)))
+    def score(self, number: int) -> Row:
+        """What the round's row says of the global model."""
+        return scored(self.resident, self.run, self.state, number, self.local)
 
     def _begin(self) -> None:
         """Round 0: everyone who is there joins, the method makes the first state, it is scored."""
@@ -118,8 +102,7 @@ class Coordinator:
         found = self.score(0)
         self.roster.founders = len(self.roster.members)
         seconds = time.monotonic() - started
-        scores = {"score": found.score, "test_loss": found.loss}
-        row = round_row(0, base.traffic, seconds, **scores, **self._spent())
+        row = round_row(0, base.traffic, seconds, **found, **self._spent())
         with self.run.aside(0) as aside:
             self._commit(0, [row], aside)
 
@@ -145,8 +128,7 @@ class Coordinator:
             number,
             phase.traffic,
             time.monotonic() - started,
-            score=found.score,
-            test_loss=found.loss,
+            **found,
             personalised=mean(scores, "score", held),
             personalised_loss=mean(scores, "loss", held),
             loss=mean(trained, "loss", weights),
@@ -239,7 +221,7 @@ class Coordinator:
 
     def _evaluate(
         self, phase: Phase, clients: list[str], number: int
-    ) -> tuple[Found, dict[str, dict[str, float]]]:
+    ) -> tuple[Row, dict[str, dict[str, float]]]:
         """The global model's, and each client's own model on its own held-out rows (one that fails
         has none). The server scores its model while the clients score theirs."""
         self.observer.phase(number, "evaluate", len(clients))
@@ -247,17 +229,18 @@ class Coordinator:
         scores = {}
         threads = (torch.get_num_threads(),)  # which torch counts thread by thread
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=threads) as aside:
-            scored = aside.submit(self.score, number)
+            own = aside.submit(self.score, number)
             for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
                 if reply.parcel:
                     scores[reply.client] = dict(reply.parcel.metrics)
                 self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
             with profile.span("evaluate"):
-                found = scored.result()
+                found = own.result()
         scores = {c: scores[c] for c in sorted(scores)}
         if self.local:
             alike = dict.fromkeys(scores, 1.0)
-            found = Found(*(mean(scores, key, alike) for key in ("global", "global_loss")))
+            known = {"score": "global", "test_loss": "global_loss"}
+            found |= {name: mean(scores, key, alike) for name, key in known.items()}
         return found, scores
 
     @profile.timed("checkpoint")

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from fedlora.config.adapter import Adapter
 from fedlora.config.data import Data
+from fedlora.config.generate import Generate
 from fedlora.config.model import MINILM, SMOLLM2, Model
 from fedlora.config.privacy import Privacy
 from fedlora.config.run import Run
@@ -23,6 +24,7 @@ __all__ = [
     "Adapter",
     "Config",
     "Data",
+    "Generate",
     "Model",
     "Privacy",
     "Run",
@@ -40,6 +42,7 @@ class Config(Section):
     strategy: dict[str, Any] = {"name": "fedex"}
     train: Train = Train()
     privacy: Privacy = Privacy()
+    generate: Generate = Generate()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
@@ -50,6 +53,15 @@ class Config(Section):
             raise ValueError(
                 "data.packing makes one row of several, and [privacy] protects one at a time: "
                 "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _speaks(self) -> "Config":
+        if self.generate.rows and self.model.task != "instruction":
+            raise ValueError(
+                f"generate.rows = {self.generate.rows} asks for answers in words, and model.task = "
+                f"{self.model.task} gives none: leave it out, or set model.task = instruction"
             )
         return self
 

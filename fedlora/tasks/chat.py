@@ -19,6 +19,8 @@ PLAIN = (
     "{% if add_generation_prompt %}### Answer:\n{% endif %}"
 )
 
+ANSWER = "an answer"  # to see what a template writes behind one
+
 Messages = Sequence[dict[str, str]]
 
 
@@ -79,6 +81,18 @@ class Chat:
         ]
         starts = [start for start, _ in found["offset_mapping"]]
         return ids, [any(a <= start < b for a, b in spans) for start in starts]
+
+    def ends(self) -> list[int]:
+        """The tokens after which nothing of an answer follows: the one that ends a text, and that
+        which the template has behind an answer."""
+        asked = [{"role": "user", "content": "?"}]
+        before = self.text(asked, answer=True)
+        text = self.text([*asked, {"role": "assistant", "content": ANSWER}])
+        _, _, behind = text[len(before) :].partition(ANSWER)
+        closing = self.tokenizer(behind.strip(), add_special_tokens=False)["input_ids"][:1]
+        special = set(self.tokenizer.added_tokens_decoder)
+        own = self.tokenizer.eos_token_id
+        return sorted({*(i for i in closing if i in special), *([] if own is None else [own])})
 
     def _span(self, messages: Messages, i: int, text: str) -> tuple[int, int]:
         """Where in the text the answer `messages[i]` begins and ends, without white space that the

@@ -1,5 +1,6 @@
 """A tiny causal language model with a tokenizer of words, and conversations for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def instruction(model: Path, **fields: Any) -> Instruction:
         section, _, key = name.partition("__")
         tree.setdefault(section, {})[key] = value
     return Instruction(Config.model_validate(tree))
+
+
+def rows(path: Path, count: int = 60) -> Path:
+    """Which colour a thing has, asked in two ways by three owners: Alpaca's columns."""
+    asked = ["what colour has {}", "{} is what colour"]
+    found = [
+        {
+            "instruction": asked[i // 12 % 2].format(THINGS[i % 12]),
+            "output": f"it is {COLOURS[i % 4]}",
+            "domain": ("ann", "bob", "cy")[i % 3],
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    return path
 
 
 def turns(*contents: str, system: str = "") -> list[dict[str, str]]:

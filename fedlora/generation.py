@@ -1,0 +1,153 @@
+"""Answers of a causal language model: to many prompts at once, or to one as it is written.
+
+Shapes: b prompts of a batch, t tokens of its longest (padded on the left, so that every answer
+begins at the same place), v words of the vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TextStreamer,
+    TopPLogitsWarper,
+)
+
+from fedlora import pieces
+from fedlora.config import Generate
+from fedlora.errors import UserError
+from fedlora.evaluation import evaluating
+from fedlora.models import quiet
+from fedlora.tasks.chat import Chat, Messages
+
+# A step reads every weight for one token a row, so that more rows are nearly free; what bounds them
+# is the memory of the tokens before.
+TOGETHER = pieces.Costs(fixed=1024, most=8192)
+# What a model's own generation_config may ask for, undone: `settings` says how tokens are chosen.
+PLAIN = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
+class Speaker:
+    """A model that answers conversations through its chat template.
+
+    Args:
+        model: a causal language model, with or without PEFT around it.
+        tokenizer: with its template.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generate
+    ) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.chat, self.settings = Chat(tokenizer, None), settings
+        own = self.model.generation_config.eos_token_id
+        self.ends = sorted({*self.chat.ends(), *(own if isinstance(own, list) else [own])} - {None})
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        context = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+        self.room = context - settings.max_new_tokens  # tokens that a prompt may have
+
+    def fits(self, messages: Messages) -> bool:
+        """Whether the model's context has room for the conversation and an answer."""
+        return len(self._tokens(messages)) <= self.room
+
+    def answers(self, talks: Sequence[Messages], draws: Sequence[torch.Generator]) -> list[str]:
+        """The next turn of each conversation.
+
+        Args:
+            draws: a stream for each, of which nothing is drawn at temperature 0. What is drawn
+                depends on no other conversation, but that logits are rounded otherwise in other
+                company, which can tip a token.
+
+        Raises:
+            UserError: a conversation leaves no room for an answer.
+        """
+        prompts = [self._checked(messages) for messages in talks]
+        found = [""] * len(talks)
+        lengths = [len(ids) + self.settings.max_new_tokens for ids in prompts]
+        for piece in pieces.cut(lengths, TOGETHER):
+            texts = self._generate([prompts[i] for i in piece], [draws[i] for i in piece])
+            for i, text in zip(piece, texts, strict=True):
+                found[i] = text
+        return found
+
+    def say(self, messages: Messages, draw: torch.Generator, tell: Callable[[str], None]) -> str:
+        """The next turn of one conversation, of which `tell` is given each piece once it is known.
+
+        Raises:
+            UserError: the conversation leaves no room for an answer.
+        """
+        streamer = _Told(self.chat.tokenizer, tell)
+        (text,) = self._generate([self._checked(messages)], [draw], streamer=streamer)
+        return text
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[list[int]], draws: Sequence[torch.Generator], **more: Any
+    ) -> list[str]:
+        tokenizer = self.chat.tokenizer
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        with evaluating(self.model), quiet():
+            found = self.model.generate(
+                **{k: batch[k].to(self.model.device) for k in ("input_ids", "attention_mask")},
+                **PLAIN,
+                max_new_tokens=self.settings.max_new_tokens,
+                eos_token_id=self.ends or None,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=self._choice(draws),
+                **more,
+            )
+        new = found[:, batch["input_ids"].shape[1] :]
+        return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def _choice(self, draws: Sequence[torch.Generator]) -> LogitsProcessorList:
+        """How a token is chosen: the likeliest, unless there is a temperature."""
+        if not self.settings.temperature:
+            return LogitsProcessorList()
+        warmth = TemperatureLogitsWarper(self.settings.temperature)
+        return LogitsProcessorList([warmth, TopPLogitsWarper(self.settings.top_p), _Drawn(draws)])
+
+    def _tokens(self, messages: Messages) -> list[int]:
+        text = self.chat.text(messages, answer=True)
+        return list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _checked(self, messages: Messages) -> list[int]:
+        ids = self._tokens(messages)
+        if len(ids) > self.room:
+            raise UserError(
+                f"a conversation of {len(ids):,} tokens leaves no room for an answer of "
+                f"{self.settings.max_new_tokens}: the model reads {self.room:,} besides. Shorten "
+                "it, or lower generate.max_new_tokens"
+            )
+        return ids
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of each row one token, drawn from the row's own stream; Transformers' sampling would
+    draw all rows' tokens from the global generator."""
+
+    def __init__(self, draws: Sequence[torch.Generator]) -> None:
+        self.draws = draws
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (b, v), as logits."""
+        chances = scores.float().softmax(dim=-1).cpu()
+        drawn = [
+            torch.multinomial(chance, 1, generator=draw)
+            for chance, draw in zip(chances, self.draws, strict=True)
+        ]
+        tokens = torch.stack(drawn).to(scores.device)  # (b, 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+
+
+class _Told(TextStreamer):
+    def __init__(self, tokenizer: Any, tell: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.tell = tell
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.tell(text)

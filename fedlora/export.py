@@ -31,6 +31,7 @@ def save_peft(
     base_name: str,
     task_type: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    card: str = "",
 ) -> None:
     """Write the adapter, as loaded, as a LoRA checkpoint that `PeftModel.from_pretrained` loads.
 
@@ -40,6 +41,7 @@ def save_peft(
     Args:
         base_name: the name or folder of the model that the adapter belongs to.
         task_type: PEFT's, e.g. "SEQ_CLS".
+        card: what README.md says of it, if anything.
 
     Raises:
         UserError: `directory` exists and is not empty. Nothing half-written is left behind.
@@ -57,12 +59,14 @@ def save_peft(
         config.save_pretrained(str(folder))
         named = {k: t.cpu().contiguous() for k, t in tensors.items()}
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder))
+        _beside(folder, tokenizer, card)
 
 
 def merge(
-    adapter: Adapter, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    adapter: Adapter,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    card: str = "",
 ) -> None:
     """Write the whole model, W0 + delta in the place of W0, for `from_pretrained` to load.
 
@@ -79,8 +83,14 @@ def merge(
     with _whole(directory) as folder:
         with quiet():
             plain.save_pretrained(str(folder))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder))
+        _beside(folder, tokenizer, card)
+
+
+def _beside(folder: Path, tokenizer: PreTrainedTokenizerBase | None, card: str) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+    if card:
+        (folder / "README.md").write_text(card, "utf-8")
 
 
 def folded(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,7 @@ class Speaker:
         tokenizer: with its template.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generate
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generate) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.chat, self.settings = Chat(tokenizer, None), settings
         own = self.model.generation_config.eos_token_id

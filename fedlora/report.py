@@ -9,6 +9,7 @@ is an infinite epsilon. Round 0 is the evaluation of the start.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,24 +81,34 @@ def spent(epsilon: float | None) -> str:
     return f"{shown if shown >= epsilon else shown + 0.01:.2f}"
 
 
+def perplexity(loss: float | None) -> float | None:
+    """exp of nats a token."""
+    return None if loss is None else math.exp(loss) if loss < 700 else math.inf
+
+
 # Tables
 
 
-def rounds_table(rows: Iterable[Row]) -> Table:
-    """One line a round. Columns that only some runs need are there if this one does: ε, the loss
-    (private clients report none), the clients that failed or were dropped."""
+def rounds_table(rows: Iterable[Row], language: bool = False) -> Table:
+    """One line a round. Columns that only some runs need are there if this one does: the loss on
+    held-out rows with its perplexity (a language model's), ε, the training loss (private clients
+    report none), the clients that failed or were dropped."""
     rounds = rounds_of(rows)
     troubles = [kind for kind in ("failed", "dropped") if any(row.get(kind) for row in rounds)]
     columns: dict[str, Callable[[Row], str]] = {
         "round": lambda row: str(row["round"]),
         "score": lambda row: number(row.get("score")),
         "personalised": lambda row: number(row.get("personalised")),
+        "test loss": lambda row: number(row.get("test_loss"), 4),
+        "perplexity": lambda row: number(perplexity(row.get("test_loss")), 2),
         "loss": lambda row: number(row.get("loss"), 4),
         "ε": lambda row: spent(row.get("epsilon")),
         "up": lambda row: amount(row.get("bytes_up")),
         "down": lambda row: amount(row.get("bytes_down")),
         "seconds": lambda row: number(row.get("seconds"), 1),
     }
+    if not language:
+        del columns["test loss"], columns["perplexity"]
     if not private(rounds):
         del columns["ε"]
     elif all(row.get("loss") is None for row in rounds):

@@ -5,7 +5,7 @@ from typing import Any
 
 import strategies
 from fedlora import report, settings
-from fedlora.comparison import Result, perplexity
+from fedlora.comparison import Result
 from fedlora.config import Config
 from fedlora.privacy import plan
 from fedlora.runs import Row, RunDir
@@ -82,7 +82,7 @@ def result(method: str, rows: list[Row], config: Config, trained_parameters: int
         score=rows[-1]["score"],
         personalised=rows[-1]["personalised"],
         test_loss=loss,
-        perplexity=perplexity(loss) if config.model.task == "instruction" else None,
+        perplexity=report.perplexity(loss) if config.model.task == "instruction" else None,
         trained_parameters=trained_parameters,
         bytes_up=sum(r["bytes_up"] for r in rows),
         bytes_down=sum(r["bytes_down"] for r in rows),

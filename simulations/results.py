@@ -6,14 +6,29 @@ from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, RunDir
 from fedlora.strategy import Round
+from server.result import load_global
 from server.roster import Roster
 from server.rounds import view_of
 from strategies import load
 
 
-def resident_of(run: RunDir) -> Resident:
-    """The model and data of a run's own configuration."""
-    return Resident(*settings.resolve(settings.read(run.path / "config.toml", []), load))
+def loaded(
+    run: RunDir, client: str | None, given: settings.Tree | None = None
+) -> tuple[Resident, int]:
+    """The model and data of a run's own configuration with what is `given` laid over it, the global
+    model or a client's own loaded into it; and the last whole round.
+
+    Raises:
+        UserError: there is no whole round yet, or no such client.
+    """
+    checkpoint = latest(run)
+    tree = settings.merged(settings.read(run.path / "config.toml", []), given or {})
+    resident = Resident(*settings.resolve(tree, load))
+    if client is None:
+        load_global(resident, checkpoint.state, checkpoint.round)
+    else:
+        load_client(resident, run, checkpoint, client)
+    return resident, checkpoint.round
 
 
 def latest(run: RunDir) -> Checkpoint:

@@ -78,8 +78,10 @@ def watch(rounds: int) -> Any:
 
 # Each adds its commands to the app.
 from fedlora.cli import (  # noqa: E402, F401
+    chat,
     compare,
     config,
+    evaluate,
     export,
     methods,
     new_strategy,

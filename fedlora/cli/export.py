@@ -20,19 +20,15 @@ def export(
     """Write a run's adapter as a plain LoRA checkpoint for PEFT, or the whole model."""
     from fedlora import export as exporting
     from fedlora.runs import RunDir
-    from server.result import load_global
+    from server.card import card
     from simulations import results
 
     opened = RunDir.open(run)
-    checkpoint = results.latest(opened)
-    resident = results.resident_of(opened)
-    if client is None:
-        load_global(resident, checkpoint.state, checkpoint.round)
-    else:
-        results.load_client(resident, opened, checkpoint, client)
+    resident, _ = results.loaded(opened, client)
+    text = card(opened, resident.strategy, client, merge)
     task, name = resident.task, resident.config.model.name
     if merge:
-        exporting.merge(resident.adapter, directory, task.tokenizer)
+        exporting.merge(resident.adapter, directory, task.tokenizer, text)
     else:
-        exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer)
+        exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer, text)
     print(f"{'model' if merge else 'adapter'}: {directory}")

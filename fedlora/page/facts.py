@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora import comparison
+from fedlora import report
 from fedlora.page.collect import Run, known
 from fedlora.page.series import DASH, OWN, Series, differing, show
 from fedlora.page.statistics import ByRound, Spread, field, final, total
@@ -87,7 +87,7 @@ def score_name(series: Sequence[Series]) -> str:
 
 def perplexity(run: Run) -> ByRound:
     """The exponential of the held-out loss a token."""
-    found = {n: comparison.perplexity(loss) for n, loss in run.values("test_loss").items()}
+    found = {n: report.perplexity(loss) for n, loss in run.values("test_loss").items()}
     return {n: value for n, value in found.items() if value is not None and known(value)}
 
 

@@ -38,6 +38,7 @@ def save(folder: Path, template: str | None = TEMPLATE, **sizes: Any) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
+        "initializer_range": 0.2,  # logits large enough that a frozen output layer can learn
     }
     with forked(0, "tiny llama"):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **{**shape, **sizes}))

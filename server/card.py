@@ -1,0 +1,90 @@
+"""The model card of what a run gives: what it is, what it was trained on, how to load it."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+import fedlora
+from fedlora import report, settings
+from fedlora.runs import Row, RunDir
+from fedlora.strategy import Strategy
+from server.promise import promise
+
+AUTO = {
+    "classification": ("AutoModelForSequenceClassification", "text-classification"),
+    "instruction": ("AutoModelForCausalLM", "text-generation"),
+}
+SCORES = {
+    "score": "score of the global model on the server's held-out rows",
+    "test_loss": "its loss there, in nats",
+    "perplexity": "its perplexity there",
+    "personalised": "mean score of each client's own model on its own held-out rows",
+    "exact_match": "exact match of generated answers",
+    "rouge_l": "ROUGE-L of generated answers",
+    "f1": "F1 of generated answers",
+}
+
+
+def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: bool = False) -> str:
+    """README.md of what a run is exported to, as Markdown with the hub's front matter.
+
+    Args:
+        client: whose own model it is; None: the global one.
+        merged: whether it is the whole model.
+    """
+    rows, tree = report.load(run.metrics), settings.read(run.path / "config.toml", [])
+    model, data = tree["model"], tree["data"]
+    auto, pipeline = AUTO[model["task"]]
+    head = ModelCardData(
+        base_model=model["name"],
+        library_name="transformers" if merged else "peft",
+        pipeline_tag=pipeline,
+        tags=["fedlora", "federated-learning", "lora", tree["strategy"]["name"]],
+    )
+    rounds = report.rounds_of(rows)
+    template = files(__package__).joinpath("card.md.j2").read_text("utf-8")
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        head=head.to_yaml(),
+        name=run.path.name,
+        model=model,
+        data=data,
+        method=tree["strategy"]["name"],
+        paper=strategy.paper,
+        settings=_settings(tree),
+        rounds=rounds[-1]["round"] if rounds else 0,
+        clients=_clients(rows),
+        scores=_scores(rounds, model["task"]),
+        promise=promise(rows, tree.get("privacy", {})),
+        client=client,
+        merged=merged,
+        auto=auto,
+        version=fedlora.__version__,
+    )
+
+
+def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes the result, by dotted key; what is unset is left out."""
+    chosen = {k: tree[k] for k in ("strategy", "adapter", "train")}
+    flat = {f"{s}.{k}": v for s, table in chosen.items() for k, v in table.items()}
+    return {k: v for k, v in flat.items() if v not in ("null", "")}
+
+
+def _clients(rows: Sequence[Row]) -> dict[str, int]:
+    """Training rows by client, of those that were ever asked."""
+    return {row["client"]: row["examples"] for row in rows if row["kind"] == "client"}
+
+
+def _scores(rounds: Sequence[report.Row], task: str) -> dict[str, str]:
+    """The last round's, in words."""
+    last = dict(rounds[-1]) if rounds else {}
+    if task == "instruction":
+        last["perplexity"] = report.perplexity(last.get("test_loss"))
+    return {
+        words: report.number(last[name], 4)
+        for name, words in SCORES.items()
+        if last.get(name) is not None
+    }

@@ -1,0 +1,84 @@
+"""Answers of a language model, against a loop that takes one token at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlora.config import Generate
+from fedlora.errors import UserError
+from fedlora.generation import Speaker
+from fedlora.streams import stream
+from fedlora.tasks.instruction import Instruction
+from tests.fedlora.tasks.talk import instruction, save, turns
+
+TALKS = [turns("what"), turns("what colour has thing1 it is"), turns("red", "blue", "has it")]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Instruction:
+    return instruction(save(tmp_path_factory.mktemp("generation")))
+
+
+def streams(seed: int) -> list[torch.Generator]:
+    return [stream(seed, "test", i) for i in range(len(TALKS))]
+
+
+def by_hand(task: Instruction, model: torch.nn.Module, talk: list[dict[str, str]], n: int) -> str:
+    """The likeliest token, again and again, of a prompt alone and without a cache."""
+    text = task.chat.text(talk, answer=True)
+    ids = task.tokenizer(text, add_special_tokens=False)["input_ids"]
+    said: list[int] = []
+    while len(said) < n:
+        token = int(model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax())
+        if token == task.tokenizer.eos_token_id:
+            break
+        said.append(token)
+    return str(task.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_greedy_answers_are_the_likeliest_tokens(task: Instruction) -> None:
+    """Of prompts of any length together, padded on the left, as of each alone."""
+    model = task.model(0).eval()
+    speaker = Speaker(model, task.tokenizer, Generate(max_new_tokens=6))
+    found = speaker.answers(TALKS, streams(0))
+    assert found == [by_hand(task, model, talk, 6) for talk in TALKS]
+    told: list[str] = []
+    assert speaker.say(TALKS[1], stream(0), told.append) == found[1]
+    assert "".join(told).strip() == found[1]
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_drawn_answers_are_the_seed_s_and_their_own(task: Instruction) -> None:
+    """The same stream gives the same answer, alone or in company; another one another; and the
+    global generator is left as it was."""
+    speaker = Speaker(task.model(0), task.tokenizer, Generate(max_new_tokens=8, temperature=2.0))
+    found = speaker.answers(TALKS, streams(0))
+    assert speaker.answers(TALKS, streams(0)) == found != speaker.answers(TALKS, streams(1))
+    assert speaker.answers(TALKS[1:2], streams(0)[1:2]) == found[1:2]
+
+
+def test_a_tiny_nucleus_is_greedy(task: Instruction) -> None:
+    """top_p near 0 leaves the likeliest token alone, whatever the temperature."""
+    model = task.model(0)
+    warm = Generate(max_new_tokens=5, temperature=3.0, top_p=1e-6)
+    cold = Generate(max_new_tokens=5)
+    drawn = Speaker(model, task.tokenizer, warm).answers(TALKS, streams(3))
+    assert drawn == Speaker(model, task.tokenizer, cold).answers(TALKS, streams(0))
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(task: Instruction) -> None:
+    """Which may be another token than the one that ends a text."""
+    closes = "{% for m in messages %}<| {{ m.role }} |> {{ m.content }} <s>{% endfor %}"
+    other = instruction(Path(task.pretrained.source), model__chat_template=closes)
+    ends = Speaker(other.model(0), other.tokenizer, Generate()).ends
+    assert ends == sorted(other.tokenizer.convert_tokens_to_ids(["<s>", "</s>"]))
+
+
+def test_a_conversation_without_room_is_refused(task: Instruction) -> None:
+    """In words, before the model is asked."""
+    speaker = Speaker(task.model(0), task.tokenizer, Generate(max_new_tokens=50))
+    with pytest.raises(UserError, match="leaves no room for an answer of 50"):
+        speaker.answers([turns("what " * 40)], [stream(0)])
+    assert not speaker.fits(turns("what " * 40)) and speaker.fits(turns("what"))

@@ -22,6 +22,8 @@ def check(config: Config, strategy: Strategy) -> None:
             )
         if why := strategy.refuses.get(key):
             raise UserError(f"{setting} does not go with {name}: {why}")
+    if config.adapter.dora:
+        _check_dora(config, strategy)
     if config.train.optimizer == "lora-fa" and strategy.shared & {"A", "B"} == {"A"}:
         raise UserError(
             f"train.optimizer = lora-fa does not go with {name}: it leaves A as it is, which is "
@@ -36,6 +38,26 @@ def _asked(config: Config) -> Iterator[tuple[str, str]]:
     if config.adapter.init != "default":
         key = "init" if config.adapter.begins_full else ""
         yield f"adapter.init = {config.adapter.init}", key
+    if config.adapter.dora:
+        yield "adapter.dora = true", "dora"
+
+
+def _check_dora(config: Config, strategy: Strategy) -> None:
+    if "M" not in strategy.trained:
+        raise UserError(
+            f"adapter.dora = true does not go with {type(strategy).__name__}, which does not train "
+            "DoRA's M: leave it out, or add M to what the method trains"
+        )
+    if config.train.optimizer == "lora-fa":
+        raise UserError(
+            "train.optimizer = lora-fa does not go with adapter.dora = true: its step for B is the "
+            "best for W0 + s·B·A, not for DoRA's quotient; use another optimizer"
+        )
+    if config.run.wire != "fp32":
+        raise UserError(
+            f"run.wire = {config.run.wire} rounds DoRA's M, norms of whole rows, by more than a "
+            "round may move them: with adapter.dora = true use run.wire = fp32"
+        )
 
 
 def _check_warmup(config: Config) -> None:

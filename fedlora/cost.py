@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedlora import tasks
-from fedlora.adapters import PARTS, targets
-from fedlora.adapters.recipe import scaling
+from fedlora.adapters import recipe, targets
 from fedlora.config import Config, Model
 from fedlora.errors import UserError
 from fedlora.guard import called
@@ -50,7 +49,7 @@ def cost(config: Config, strategy: Strategy) -> Cost:
     """
     base = _Blank(config, _skeleton(config.model))
     clients = _clients(config, strategy, base.scaling)
-    parts = PARTS[base.kind] | ({"head"} if config.adapter.head == "trained" else set())
+    parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
     parts -= config.train.freezes
     one, two = (Round(i, "train", config.run.seed, config.run.wire_dtype) for i in (1, 2))
 
@@ -83,8 +82,8 @@ class _Blank:
 
     def __init__(self, config: Config, model: PreTrainedModel) -> None:
         assert config.adapter.kind is not None, "the method's kind is resolved before this"
-        self.kind, self.takes_out = config.adapter.kind, config.adapter.takes_out
-        self.scaling = scaling(config.adapter)
+        self.kind, self._adapter = config.adapter.kind, config.adapter
+        self.scaling = recipe.scaling(config.adapter)
         self.rank = self.scaling.rank
         self.scale = self.scaling.at(self.rank)
         self.shapes: Mapping[str, tuple[int, int]] = targets.targets(model, config.adapter)
@@ -104,7 +103,9 @@ class _Blank:
                 tensors |= {f"{k}.A": _empty(r, n), f"{k}.B": _empty(m, r)}
             if self.kind == "lora-sb":
                 tensors[f"{k}.R"] = _empty(r, r)
-            if self.takes_out:
+            if self._adapter.dora:
+                tensors[f"{k}.M"] = _empty(m)
+            if self._adapter.takes_out:
                 tensors |= {f"{k}.P": _empty(m, r), f"{k}.Q": _empty(r, n)}
         if self.kind == "vera":
             m, n = (max(sizes) for sizes in zip(*self.shapes.values(), strict=True))

@@ -35,8 +35,8 @@ def save_peft(
 ) -> None:
     """Write the adapter, as loaded, as a LoRA checkpoint that `PeftModel.from_pretrained` loads.
 
-    Exact for every kind: R goes into B, VeRA becomes diag(b) U and diag(d) V, the residual is
-    concatenated, the head is among `modules_to_save` whether it was trained or not.
+    Exact for every kind: R goes into B, VeRA becomes diag(b) U and diag(d) V, DoRA stays DoRA, the
+    residual is concatenated, the head is among `modules_to_save` whether it was trained or not.
 
     Args:
         base_name: the name or folder of the model that the adapter belongs to.
@@ -44,14 +44,21 @@ def save_peft(
         card: what README.md says of it, if anything.
 
     Raises:
-        UserError: `directory` exists and is not empty. Nothing half-written is left behind.
+        UserError: `directory` exists and is not empty, or a residual lies beside DoRA, which PEFT
+            has no form for. Nothing half-written is left behind.
     """
+    if adapter.dora and not all(adapter.residual(k).empty for k in adapter.shapes):
+        raise UserError(
+            "a residual beside DoRA fits into no PEFT checkpoint: export the whole model (--merge)."
+        )
     pairs = {module: folded(adapter, module) for module in adapter.shapes}
     prefix = "base_model.model."
     tensors = {f"{prefix}{k}": t.detach() for k, t in adapter.head().items()}
     for module, (left, right) in pairs.items():
         tensors[f"{prefix}{module}.lora_B.weight"] = left
         tensors[f"{prefix}{module}.lora_A.weight"] = right
+        if adapter.dora:
+            tensors[f"{prefix}{module}.lora_magnitude_vector"] = adapter.magnitude(module)
     config = _config(adapter, {k: left.shape[1] for k, (left, _) in pairs.items()})
     config.base_model_name_or_path = base_name
     config.task_type = task_type
@@ -125,6 +132,7 @@ def _config(adapter: Adapter, ranks: dict[str, int]) -> LoraConfig:
         target_modules=used.target_modules,
         modules_to_save=used.modules_to_save,
         fan_in_fan_out=used.fan_in_fan_out,
+        use_dora=adapter.dora,
         inference_mode=True,
     )
 

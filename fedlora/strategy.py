@@ -118,12 +118,12 @@ class Strategy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     adapter: ClassVar[str] = "lora"  # the kind it uses unless adapter.kind says otherwise
-    trained: ClassVar[set[str]] = {"A", "B", "d", "b", "head"}  # what a client optimises
-    shared: ClassVar[set[str]] = {"A", "B", "d", "b", "head"}  # what it uploads; the rest stays
+    trained: ClassVar[set[str]] = {"A", "B", "M", "d", "b", "head"}  # what a client optimises
+    shared: ClassVar[set[str]] = {"A", "B", "M", "d", "b", "head"}  # what it sends; others stay
     mixed_ranks: ClassVar[bool] = False  # whether clients may hold different ranks
     defaults: ClassVar[dict[str, Any]] = {}  # configuration that this method wants, by dotted key
     # settings that its equations do not admit -> why: "lora-fa", "lora-plus" (train.optimizer),
-    # "init" (an adapter.init with which B is not zero at the start)
+    # "init" (an adapter.init with which B is not zero at the start), "dora" (adapter.dora)
     refuses: ClassVar[dict[str, str]] = {}
     paper: ClassVar[str] = ""
 

@@ -3,6 +3,7 @@
 A tensor is named `<module path>.<part>`. Shapes, for a layer W of m outputs and n inputs, rank r:
 
     A (r, n)   B (m, r)   R (r, r)      LoRA's factors, and Fed-SB's middle
+    M (m,)                              DoRA's magnitude, the norms of W's rows
     d (r,)     b (m,)                   VeRA's vectors
     P (m, rho) Q (rho, n) or D (m, n)   the frozen residual; its scale is inside
     vera.U (m_max, r)  vera.V (r, n_max)  VeRA's projections, one pair for the model

@@ -36,7 +36,9 @@ class FedEx(Strategy):
     trained = shared = {"A", "B", "head"}
     refuses = {
         "lora-fa": "it leaves A as it is, so that averaging B alone is exact and leaves no "
-        "residual; use ffa or fedit"
+        "residual; use ffa or fedit",
+        "dora": "its residual makes averages of sums W0 + s·B·A exact, and DoRA's W is a quotient; "
+        "use fedit, ffa, fedsa or local",
     }
     paper = "FedEx-LoRA (Singhal et al. 2024, arXiv:2410.09432)"
 

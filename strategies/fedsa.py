@@ -2,8 +2,8 @@
 
     Ā = Σ p_i A_i;   client i's model is W0 + s B_i Ā
 
-B and the head stay with the client, across rounds it sits out too. On an rsLoRA adapter s = α/√r;
-on VeRA, W0 + diag(b) U diag(d) V, the vector d is shared and b stays.
+B, the head and DoRA's M stay with the client, across rounds it sits out too. On an rsLoRA adapter
+s = α/√r; on VeRA, W0 + diag(b) U diag(d) V, the vector d is shared and b stays.
 
 Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning" (2024),
 arXiv:2410.01463.

@@ -30,7 +30,9 @@ class FSLoRA(Strategy):
     mixed_ranks = True
     refuses = {
         "init": "it begins with a part of W0 in s·B·A, and a client trains a sketch s·B·S·A, which "
-        "is far from it, so that its model would not be W0 at the start; use default or gaussian"
+        "is far from it, so that its model would not be W0 at the start; use default or gaussian",
+        "dora": "a sketch s·B·S·A has another norm than s·B·A, so that M would mean another model "
+        "on each client; use fedit, ffa, fedsa or local",
     }
     paper = "FSLoRA (Fang et al. 2025, arXiv:2501.19389)"
 

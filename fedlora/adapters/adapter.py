@@ -3,6 +3,7 @@
 Shapes, for an adapted layer of m outputs and n inputs at rank r:
 
     A (r, n)  B (m, r)  R (r, r)              lora: s B A; lora-sb: s B R A
+    M (m,)                                    dora, on lora: M (W0 + s B A) / |W0 + s B A|
     d (r,)  b (m,)  vera.U (m_max, r)  vera.V (r, n_max)   vera: diag(b) U diag(d) V
     P (m, rho)  Q (rho, n)  D (m, n)          the frozen residual, P Q + D
     head.<parameter>                          the task's head, whole
@@ -24,18 +25,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedlora import config as settings
-from fedlora.adapters import targets
-from fedlora.adapters.recipe import peft_config, scaling
+from fedlora.adapters import recipe, targets
 from fedlora.adapters.residual import Residual, attach
 from fedlora.errors import UserError
 from fedlora.streams import forked
 from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of, select
 
-PARTS = {
-    "lora": frozenset({"A", "B"}),
-    "vera": frozenset({"d", "b"}),
-    "lora-sb": frozenset({"R"}),
-}
 NAME = "default"  # what PEFT calls its only adapter
 
 
@@ -58,13 +53,14 @@ class Adapter:
         """
         assert config.kind is not None, "the method's kind is resolved before this"
         self.kind = config.kind
-        self.scaling = scaling(config)
+        self.dora = config.dora
+        self.scaling = recipe.scaling(config)
         self.shapes = targets.targets(model, config)
-        recipe = peft_config(model, config, self.scaling, list(self.shapes), seed)
+        told = recipe.peft_config(model, config, self.scaling, list(self.shapes), seed)
         with forked(seed, "adapter"), warnings.catch_warnings():
             # PEFT asks for a property under the name it had before.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            self.model = cast(PeftModel, get_peft_model(model, recipe))
+            self.model = cast(PeftModel, get_peft_model(model, told))
         self.model.to(model.device)  # VeRA's projections start on the CPU
         base = cast(PreTrainedModel, self.model.get_base_model())
         self._layers: dict[str, Any] = {k: base.get_submodule(k) for k in self.shapes}
@@ -73,7 +69,11 @@ class Adapter:
             k: _in_fp32(m) for k, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)
         }
         trained_head = config.head == "trained" and bool(self._heads)
-        self.parts: set[str] = set(PARTS[self.kind]) | ({"head"} if trained_head else set())
+        self.parts: set[str] = recipe.parts(config) | ({"head"} if trained_head else set())
+        for module, layer in self._layers.items() if self.dora else ():
+            # PEFT's are in the base's format; with B = 0 these are the whole W's.
+            norms = self.weight(module).norm(dim=1)
+            layer.lora_magnitude_vector[NAME].weight = nn.Parameter(norms)
         self._initial = _clones(self.live())
         self.trainable(self.parts)
 
@@ -134,7 +134,8 @@ class Adapter:
         return cast(nn.Module, self._layers[module].get_base_layer())
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """The adapter without the residual: two factors, (m, r) and (r, n), scale inside, fp32."""
+        """The adapter without the residual: two factors, (m, r) and (r, n), scale inside, fp32.
+        Of DoRA what is added to W0 before M has its say."""
         with torch.no_grad():
             if self.kind == "vera":
                 m, n = self.shapes[module]
@@ -145,6 +146,10 @@ class Adapter:
             middle = B @ layer.lora_R[NAME].weight if self.kind == "lora-sb" else B
             return middle * layer.scaling[NAME], A.clone()
 
+    def magnitude(self, module: str) -> Tensor:
+        """DoRA's M of a module, (m,), the norms of W's rows (arXiv:2402.09353)."""
+        return cast(Tensor, self._layers[module].lora_magnitude_vector[NAME].weight.detach())
+
     def residual(self, module: str) -> Residual:
         """The residual of a module: P, Q and D, each None where it has none."""
         return self._residuals[module]
@@ -153,6 +158,10 @@ class Adapter:
         """The effective W - W0 of a module, dense, (m, n), fp32; summed in float64."""
         left, right = (t.double() for t in self.factors(module))
         total = left @ right
+        if self.dora:
+            W0, M = self.weight(module).double(), self.magnitude(module).double()
+            W = W0 + total
+            total = (M / W.norm(dim=1))[:, None] * W - W0
         frozen = self._residuals[module]
         if frozen.P is not None and frozen.Q is not None:
             total += frozen.P.double() @ frozen.Q.double()
@@ -182,6 +191,8 @@ class Adapter:
             found[f"{name}.B"] = layer.lora_B[NAME].weight
             if self.kind == "lora-sb":
                 found[f"{name}.R"] = layer.lora_R[NAME].weight
+            if self.dora:
+                found[f"{name}.M"] = layer.lora_magnitude_vector[NAME].weight
         return found | {f"head.{k}": p for k, p in self.head().items()}
 
     def _taken(self, tensor: Tensor) -> Tensor:
@@ -226,7 +237,7 @@ class Adapter:
             rho = P.shape[-1] if P.ndim else 0
             return (m, rho) if part == "P" else (rho, n)
         r = ranks.get(module, 0)
-        return {"A": (r, n), "B": (m, r), "R": (r, r), "D": (m, n)}[part]
+        return {"A": (r, n), "B": (m, r), "R": (r, r), "M": (m,), "D": (m, n)}[part]
 
 
 def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:

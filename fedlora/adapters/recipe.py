@@ -13,6 +13,18 @@ from fedlora.errors import UserError
 from fedlora.strategy import Scaling
 from fedlora.streams import derive
 
+PARTS = {
+    "lora": frozenset({"A", "B"}),
+    "vera": frozenset({"d", "b"}),
+    "lora-sb": frozenset({"R"}),
+}
+
+
+def parts(config: settings.Adapter) -> set[str]:
+    """The adapter's own parts that can be trained; the head's is not among them."""
+    assert config.kind is not None, "the method's kind is resolved before this"
+    return set(PARTS[config.kind]) | ({"M"} if config.dora else set())
+
 
 def scaling(config: settings.Adapter) -> Scaling:
     """The scale s by rank: alpha is 2 r by default for LoRA, and what makes s = 1 for LoRA-SB.
@@ -43,5 +55,5 @@ def peft_config(
         key = derive(seed, "vera")
         return VeraConfig(vera_dropout=config.dropout, projection_prng_key=key, **common)
     kind = LoraSBConfig if config.kind == "lora-sb" else LoraConfig
-    scale_fields: dict[str, Any] = {"lora_alpha": scale.alpha, "use_rslora": scale.rslora}
-    return kind(lora_dropout=config.dropout, **scale_fields, **common)
+    own: dict[str, Any] = {"lora_alpha": scale.alpha, "use_rslora": scale.rslora}
+    return kind(lora_dropout=config.dropout, use_dora=config.dora, **own, **common)

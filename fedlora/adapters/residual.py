@@ -22,6 +22,10 @@ class Residual(nn.Module):
         for part in ("P", "Q", "D"):
             self.register_buffer(part, None, persistent=False)
 
+    @property
+    def empty(self) -> bool:
+        return self.P is None and self.D is None
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """y (…, m), the layer's output for x (…, n), with the residual added, in y's dtype."""
         out = y

@@ -4,7 +4,7 @@ Shapes: K copies with b rows each make a batch of K b rows, copy by copy. For a 
 and n inputs at rank r, c is b times the layer's middle dimensions (its tokens):
 
     x (K b, …, n), seen as h (K, c, n)
-    A (K, r, n)  B (K, m, r)  R (K, r, r)  d (K, r)  b (K, m)  head.<parameter> (K, …)
+    A (K, r, n)  B (K, m, r)  R (K, r, r)  M (K, m)  d (K, r)  b (K, m)  head.<parameter> (K, …)
 
 A part that is not stacked has no K and is shared by all copies, as are VeRA's projections U and V,
 the residual, and the scale s unless scales (K,) are given. By broadcasting the products below serve
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -84,7 +85,7 @@ class _Batch:
 
 def _parts(adapter: Adapter, name: str, live: Tensors, tensors: Tensors) -> Tensors:
     """A layer's parts, each (…) or (K, …), and what it sees of VeRA's projections."""
-    kinds = "db" if adapter.kind == "vera" else "ABR"
+    kinds = "db" if adapter.kind == "vera" else "ABRM"
     names = {part: f"{name}.{part}" for part in kinds}
     parts = {part: tensors.get(k, live[k]) for part, k in names.items() if k in live}
     if adapter.kind == "vera":
@@ -107,6 +108,10 @@ def _layer(
         y: Tensor = layer.base_layer(x, *args, **kwargs)
         h = dropout(x.to(dtype)).reshape(batch.copies, -1, n)
         delta = _vera(h, parts) if scale is None else _lora(h, parts, scale)
+        if scale is not None and adapter.dora:
+            seen = h if layer.training and isinstance(dropout, nn.Dropout) else None
+            base = y.reshape(batch.copies, -1, delta.shape[-1])
+            delta = _dora(base, delta, seen, adapter.weight(name), layer.base_layer, parts, scale)
         return (y + delta.view(y.shape)).to(y.dtype)
 
     return forward
@@ -118,6 +123,34 @@ def _lora(h: Tensor, parts: Tensors, scale: float | Tensor) -> Tensor:
     if "R" in parts:
         u = u @ parts["R"].mT
     return u @ parts["B"].mT
+
+
+def _dora(
+    y: Tensor,
+    delta: Tensor,
+    seen: Tensor | None,
+    W0: Tensor,
+    layer: Any,
+    parts: Tensors,
+    scale: float | Tensor,
+) -> Tensor:
+    """(K, c, m): what DoRA adds to y (K, c, m), W0's part of which is that of y less the bias, or
+    as in PEFT of what dropout left of the inputs, `seen`. With g = M / |W0 + s B A|, a constant to
+    the gradient but for M (arXiv:2402.09353, 4.3):  (g - 1) W0 h + g s B A h."""
+    W0 = W0.to(delta.dtype)
+    g = (parts["M"] / _norms(W0, parts["A"].detach(), parts["B"].detach(), scale)).unsqueeze(-2)
+    bias = layer.bias
+    plain = y if bias is None else y - bias
+    return (g - 1) * (plain if seen is None else seen @ W0.mT) + g * delta
+
+
+def _norms(W0: Tensor, A: Tensor, B: Tensor, scale: float | Tensor) -> Tensor:
+    """(K, m): |W0 + s B A| by row, without a W of each copy: its square is
+    |W0|^2 + 2 s <B, W0 A^T> + s^2 <B, B A A^T>, by row."""
+    s = scale.squeeze(-1) if isinstance(scale, Tensor) else scale
+    mixed, own = (B * (W0 @ A.mT)).sum(-1), (B * (B @ (A @ A.mT))).sum(-1)
+    square = W0.square().sum(-1) + 2 * s * mixed + s * s * own
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
 
 
 def _vera(h: Tensor, parts: Tensors) -> Tensor:

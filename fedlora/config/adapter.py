@@ -46,6 +46,11 @@ class Adapter(Section):
         "nobody holds all of it, nor those that change what is trained or the base's format "
         "(mica, loftq).",
     )
+    dora: bool = Field(
+        False,
+        description="DoRA (arXiv:2402.09353): W's rows have trained norms M, and W0 + s·B·A gives "
+        "their directions. Off, as a pass takes longer, and a mean of parts is no mean of W.",
+    )
     head: Literal["trained", "frozen"] = Field(
         "trained", description="The task head: trained in full, or as the server drew it."
     )
@@ -62,6 +67,11 @@ class Adapter(Section):
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(
                 f"init = orthogonal halves the rank, and rank = {self.rank} is odd: make it even"
+            )
+        if self.dora and self.takes_out:
+            raise ValueError(
+                f"init = {self.init} takes a part of W0 out as a residual, which DoRA's norm does "
+                "not see: use another init, or dora = false"
             )
         return self
 

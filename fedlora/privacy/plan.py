@@ -40,6 +40,11 @@ def check(config: Config, strategy: Strategy) -> None:
             "privacy.engine = hooks cannot make gradients of VeRA's vectors row by row: use "
             "privacy.engine = stacked"
         )
+    if privacy.engine == "hooks" and config.adapter.dora:
+        raise UserError(
+            "privacy.engine = hooks cannot make gradients of DoRA's M row by row: use "
+            "privacy.engine = stacked"
+        )
 
 
 def refusal(config: Config, rows: int) -> str:

@@ -5,6 +5,7 @@ import pytest
 import strategies
 from fedlora import settings
 from fedlora.errors import UserError
+from fedlora.strategy import Strategy
 
 
 def resolve(*overrides):
@@ -34,6 +35,19 @@ def resolve(*overrides):
         (["strategy.name=fedsb", "adapter.init=pissa"], "init = pissa is made for LoRA's A and B"),
         (["strategy.name=fedsb", "adapter.init=gaussian"], "kind = lora-sb trains neither"),
         (["strategy.name=fedit", "adapter.kind=vera", "adapter.init=olora"], "kind = vera trains"),
+        (["strategy.name=fedex", "adapter.dora=true"], "dora = true .* FedEx: .* W is a quotient"),
+        (["strategy.name=fslora", "adapter.dora=true"], "dora = true .* FSLoRA: .* another norm"),
+        (["strategy.name=fedsb", "adapter.dora=true"], "adapter.dora = true is made for LoRA's A"),
+        (["strategy.name=fedit", "adapter.kind=vera", "adapter.dora=true"], "kind = vera trains"),
+        (["strategy.name=fedit", "adapter.dora=true", "adapter.init=pissa"], "norm does not see"),
+        (
+            ["strategy.name=fedit", "adapter.dora=true", "run.wire=bf16"],
+            "wire = bf16 rounds DoRA's M",
+        ),
+        (
+            ["strategy.name=fedit", "adapter.dora=true", "train.optimizer=lora-fa"],
+            "DoRA's quotient",
+        ),
     ],
 )
 def test_refused(given, reason):
@@ -67,3 +81,28 @@ def test_initialisations_go_with(method, init):
 def test_a_sketch_can_begin_with_b_zero():
     """FSLoRA's clients are at W0 whatever A is, as long as B is zero."""
     resolve("strategy.name=fslora", "adapter.init=gaussian")
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "local"])
+@pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal"])
+def test_dora_goes_with(method, init):
+    """Methods that average or keep M like any other part."""
+    resolve(f"strategy.name={method}", "adapter.dora=true", f"adapter.init={init}")
+
+
+def test_a_method_of_ones_own_has_to_train_m():
+    """DoRA without its M would be another adapter than what was asked for."""
+
+    class Half(Strategy):
+        trained = shared = {"A", "B"}
+
+    with pytest.raises(UserError, match="does not go with Half, which does not train DoRA's M"):
+        settings.resolve({"adapter": {"dora": True}}, lambda _: Half)
+
+
+def test_private_gradients_of_m_are_stacked():
+    """Opacus has no rule for M."""
+    private = ["strategy.name=fedit", "adapter.dora=true", "privacy.mode=local"]
+    resolve(*private, "privacy.epsilon=8")
+    with pytest.raises(UserError, match="hooks cannot make gradients of DoRA's M"):
+        resolve(*private, "privacy.epsilon=8", "privacy.engine=hooks")

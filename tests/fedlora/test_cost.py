@@ -159,3 +159,12 @@ def test_what_pissa_takes_out_travels_once() -> None:
     assert pissa.bytes_down_first == plain.bytes_down_first + 4 * (A + B)
     assert (pissa.bytes_down, pissa.bytes_up) == (plain.bytes_down, plain.bytes_up)
     assert pissa.trained_parameters == plain.trained_parameters
+
+
+def test_dora_adds_a_number_for_each_output() -> None:
+    """M, (m,) a layer: 12 layers' queries and values of 768; FedSA keeps it at home."""
+    plain, dora = (count("fedit", "bert-base", 4, QV, adapter={"dora": d}) for d in (False, True))
+    assert dora.parameters["M"] == dora.trained_parameters - plain.trained_parameters == 24 * 768
+    assert dora.bytes_up - plain.bytes_up == dora.bytes_down - plain.bytes_down == 4 * 24 * 768
+    plain, dora = (count("fedsa", "bert-base", 4, QV, adapter={"dora": d}) for d in (False, True))
+    assert dora.bytes_up == plain.bytes_up and dora.bytes_down == plain.bytes_down

@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fslora": {"strategy__ranks": [1, 2, 3]},
     "local": {},
     "fedsa vera": {"adapter__kind": "vera", "adapter__rank": 16},
+    "fedit dora": {"adapter__dora": True},
+    "fedsa dora": {"adapter__dora": True},
     "fedex rslora": {"adapter__rslora": True},
     "fedit epochs": {"train__steps": None, "train__batch_size": 16},
     "fedex adamw": {"train__optimizer": "adamw", "train__lr": 1e-3},

@@ -13,7 +13,7 @@ from fedlora.adapters.stack import Stack
 from fedlora.adapters.stacked import stacked
 from fedlora.errors import UserError
 from fedlora.privacy.engines import per_example, unsupported
-from fedlora.streams import forked
+from fedlora.streams import forked, stream
 from fedlora.tensors import part_of, select
 from tests.fedlora.adapters.padded import batch, close, gradients, in_float64, losses, undropped
 from tests.fedlora.adapters.tiny import adapter, drawn, logits, model, residual, rows
@@ -86,6 +86,10 @@ def test_each_copy_is_its_clients_own_model(architecture, in_float64):
     """One stacked pass gives the losses and gradients that PEFT's own layers give client by client,
     M's among them."""
     made = undropped(dora(architecture))
+    generator = stream(0, "biases")  # which a fresh model has at zero
+    for module in made.shapes:
+        if (bias := made.base(module).bias) is not None:
+            bias.data.normal_(generator=generator)
     states = [drawn(made, f"client {k}") for k in range(3)]
     stacks = {k: torch.stack([s[k] for s in states]).double().requires_grad_() for k in states[0]}
     made.load(states[0], 0.7)

@@ -45,6 +45,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         tags=["fedlora", "federated-learning", "lora", tree["strategy"]["name"]],
     )
     rounds = report.rounds_of(rows)
+    central = report.private(rounds) and tree["privacy"]["mode"] == "central"
     template = files(__package__).joinpath("card.md.j2").read_text("utf-8")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -56,7 +57,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         paper=strategy.paper,
         settings=_settings(tree),
         rounds=rounds[-1]["round"] if rounds else 0,
-        clients=_clients(rows),
+        clients={} if central else _clients(rows),
         scores=_scores(rounds, model["task"]),
         promise=promise(rows, tree.get("privacy", {})),
         client=client,
@@ -74,7 +75,8 @@ def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clients(rows: Sequence[Row]) -> dict[str, int]:
-    """Training rows by client, of those that were ever asked."""
+    """Training rows by client, of those that were ever asked. Under central privacy who that was is
+    what is protected, and a card is published."""
     return {row["client"]: row["examples"] for row in rows if row["kind"] == "client"}
 
 

@@ -63,3 +63,19 @@ def test_a_private_run_s_card_says_what_was_spent(
     assert fedlora("export", "secret", "whole", "--merge")[0] == 0
     merged = (folder / "whole/README.md").read_text("utf-8")
     assert "library_name: transformers" in merged and "AutoModelForCausalLM" in merged
+
+
+def test_a_card_does_not_tell_whom_central_privacy_protects(
+    fedlora: Call,  # noqa: F811
+    folder: Path,  # noqa: F811
+) -> None:
+    """Who took part, and with how many rows, is what the noise hides: a card is published."""
+    private = ["privacy.mode=central", "privacy.epsilon=8", "strategy.name=fedit"]
+    code, _, error = fedlora(
+        "run", *SETTINGS, *QUICK, *private, "generate.rows=0", "run.name=hidden"
+    )
+    assert code == 0, error
+    assert '"ann"' in (folder / "runs/hidden/metrics.jsonl").read_text("utf-8")
+    card = (folder / "runs/hidden/adapter/README.md").read_text("utf-8")
+    assert "user-level" in card and "training rows" not in card.lower()
+    assert not any(name in card for name in ("| ann", "| bob", "| cy"))

@@ -190,7 +190,9 @@ class Check:
     def device(self) -> str:
         import torch
 
-        name = self._settled.device
+        from fedlora.device import placed
+
+        name = placed(self._settled.device)
         try:
             torch.ones(1, device=name).add_(1)
         except (AssertionError, RuntimeError) as e:

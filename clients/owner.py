@@ -80,7 +80,9 @@ class Owner(BaseModel):
     response: str | None = Field(None, min_length=1, description="The column with the answer.")
     rank: NonNegativeInt = Field(0, description="Largest rank that this node can train; 0: any.")
     device: str = Field(
-        "cpu", pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$", description="Where the model is: cuda:0."
+        "cpu",
+        pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$",
+        description="Where the model is: cuda:0; auto is a CUDA GPU where there is one.",
     )
     threads: NonNegativeInt = Field(0, description="Threads of torch; 0: as many as it chooses.")
     state_dir: Path = Field(

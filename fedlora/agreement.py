@@ -13,6 +13,11 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         out.append(f"labels {theirs.get('labels')} in place of {ours.get('labels')}")
     if theirs.get("base") != ours.get("base"):
         out.append("other weights of the base model (model.name, its revision or its files)")
+    if theirs.get("format") != ours.get("format"):
+        out.append(
+            f"a base in {theirs.get('format')} in place of {ours.get('format')} (set model.dtype "
+            "and model.quantize for all)"
+        )
     if theirs.get("tokenizer") != ours.get("tokenizer"):
         out.append("another tokenizer")
     return out

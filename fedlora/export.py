@@ -5,6 +5,7 @@ residual P (m, rho) Q (rho, n) plus D (m, n); a checkpoint holds their concatena
 of scale one, lora_B = [left | P | …] and lora_A = [right; Q; …].
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -77,14 +79,17 @@ def merge(
 ) -> None:
     """Write the whole model, W0 + delta in the place of W0, for `from_pretrained` to load.
 
-    The weights keep the base's format: under a bf16 base a small delta is rounded away.
+    The weights keep the base's format: under a bf16 base a small delta is rounded away. A quantised
+    base is written as what its numbers stand for, in the format that it computes in.
 
     Raises:
         UserError: `directory` exists and is not empty. Nothing half-written is left behind.
     """
     base = cast(PreTrainedModel, adapter.model.get_base_model())
+    described = copy.deepcopy(base.config)
+    vars(described).pop("quantization_config", None)
     with torch.device("meta"):
-        plain = type(base)(base.config)
+        plain = type(base)(described)
     plain.load_state_dict(_merged(adapter, base, set(plain.state_dict())), assign=True)
     plain.tie_weights()
     with _whole(directory) as folder:
@@ -141,6 +146,10 @@ def _merged(adapter: Adapter, base: PreTrainedModel, wanted: set[str]) -> Tensor
     """The state of the model without PEFT: `wanted` are its names. The frozen ones are shared."""
     state = {k.replace(".base_layer.", "."): t for k, t in base.state_dict().items()}
     dtype = base.dtype
+    for name, layer in base.named_modules():
+        if getattr(base, "is_quantized", False) and isinstance(layer, nn.Linear):
+            plain = name.replace(".base_layer", "")
+            state[f"{plain}.weight"] = dequantize_module_weight(layer).detach().to(dtype)
     state |= {k: t.detach().to(dtype) for k, t in adapter.head().items()}
     for module in adapter.shapes:
         layer = adapter.base(module)

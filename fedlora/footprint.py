@@ -1,12 +1,14 @@
 """The memory that a stacked training pass takes, from what autograd keeps of one row's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlora import pieces
 from fedlora.adapters import Adapter
+from fedlora.adapters.recompute import recomputing
 from fedlora.adapters.stack import Stack
 from fedlora.streams import forked
 from fedlora.tasks import Task
@@ -22,30 +24,70 @@ def token_bytes(task: Task, adapter: Adapter, encoded: Any) -> int:
     adapter, with a gradient: counted on the longest of some rows, where attention costs most, and
     with dropout as in training, where attention keeps the weights of every pair of tokens."""
     row = max(range(len(encoded)), key=encoded.length)
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no place is used twice
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
-        return tensor
-
     stack = Stack(
         adapter,
         [adapter.initial()] * 2,
         [adapter.scaling.at(adapter.scaling.rank)] * 2,
         adapter.parts,
     )
-    frozen = {t.untyped_storage().data_ptr() for t in adapter.model.state_dict().values()}
     owner = torch.zeros(1, dtype=torch.int64, device=adapter.model.device)
     copies = stack.copies(owner)
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
     adapter.model.train()
     try:
-        with forked(0, "footprint"), hooks, stack.rows(owner, copies):
-            losses = task.losses(adapter.model, task.batch(encoded, [row]))
-        del losses
+        with forked(0, "footprint"), stack.rows(owner, copies):
+            batch = task.batch(encoded, [row])
+            activations = kept(adapter.model, lambda: task.losses(adapter.model, batch))
     finally:
         adapter.model.eval()
-    activations = sum(s.nbytes() for place, s in kept.items() if place not in frozen)
     own = sum(t.numel() * t.element_size() for t in copies.values())
     return int((UNDER_WAY * activations + own) / pieces.padded(encoded.length(row)))
+
+
+def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes that are kept for the backward pass of a model in training mode, its own weights
+    apart; on any device, the meta device included.
+
+    Of layers that recompute, their inputs are kept, and one layer's own at a time:
+
+        sum of all - sum_l own_l + sum_l input_l + max_l own_l      over layers l
+    """
+    frozen = {_place(t) for t in (*model.parameters(), *model.buffers())}
+    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no place is used twice
+    layers = recomputing(model)
+    begun: list[int] = []
+    own, inputs = [0], 0
+
+    def note(tensor: Tensor) -> Tensor:
+        if (place := _place(tensor)) not in frozen:
+            seen[place] = tensor.untyped_storage()
+        return tensor
+
+    def total() -> int:
+        return sum(storage.nbytes() for storage in seen.values())
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal inputs
+        begun.append(total())
+        inputs += sum(x.nbytes for x in args if isinstance(x, Tensor))
+
+    def after(*_: Any) -> None:
+        own.append(total() - begun.pop())
+
+    handles = [m.register_forward_pre_hook(before) for m in layers]
+    handles += [m.register_forward_hook(after) for m in layers]
+    for layer in layers:
+        layer.gradient_checkpointing = False  # to see what it would keep
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.gradient_checkpointing = True
+    return total() - sum(own) + inputs + max(own)
+
+
+def _place(tensor: Tensor) -> int:
+    """What tells storages apart on every device; on the meta device they have no address."""
+    return tensor.untyped_storage()._cdata

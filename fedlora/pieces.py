@@ -14,10 +14,12 @@ MULTIPLE = 8  # rows are padded to a multiple of it, which kernels like
 
 @dataclass(frozen=True)
 class Costs:
-    """What a pass costs, in padded tokens: `fixed` besides its own; it takes at most `most`."""
+    """What a pass costs, in padded tokens: `fixed` besides its own; it takes at most `most`, and
+    at most so many rows (None: any number)."""
 
     fixed: int
     most: int
+    rows: int | None = None
 
 
 # On a core a pass of a few hundred tokens is as fast a token as one gets, and past a thousand the
@@ -26,10 +28,11 @@ CORE = Costs(32, 1024)
 GPU = Costs(16384, 2**31)
 
 
-def costs(device: torch.device | str, most: int | None = None) -> Costs:
-    """Those of a device, for passes of at most so many tokens where memory allows no more."""
+def costs(device: torch.device | str, most: int | None = None, rows: int | None = None) -> Costs:
+    """Those of a device, for passes of at most so many tokens where memory allows no more, and of
+    at most so many rows."""
     usual = CORE if torch.device(device).type == "cpu" else GPU
-    return usual if most is None else Costs(usual.fixed, max(1, min(most, usual.most)))
+    return Costs(usual.fixed, usual.most if most is None else max(1, min(most, usual.most)), rows)
 
 
 def padded(length: int) -> int:
@@ -72,4 +75,5 @@ def _cost(count: int, width: int, costs: Costs) -> int:
 
 def _rows(width: int, costs: Costs) -> int:
     """Rows of this width that a pass takes."""
-    return max(1, costs.most // max(1, width))
+    fit = max(1, costs.most // max(1, width))
+    return fit if costs.rows is None else min(fit, costs.rows)

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,6 +16,7 @@ from transformers import (
 
 from fedlora import gguf
 from fedlora.config import Model
+from fedlora.device import DTYPES, quantizer
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
 
@@ -28,8 +30,13 @@ class Pretrained:
         UserError: see `fedlora.models.locate`.
     """
 
-    def __init__(self, settings: Model) -> None:
+    def __init__(self, settings: Model, device: str = "cpu") -> None:
+        """
+        Args:
+            device: on which a quantised model is made; others are made on the CPU.
+        """
         self.settings = settings
+        self.device = device
         self._place = locate(settings.name, settings.revision)
 
     @cached_property
@@ -61,22 +68,42 @@ class Pretrained:
         except Exception as error:
             self._unusable("configuration", error)
 
-    def model(self, kind: Any, what: str, **arguments: Any) -> PreTrainedModel:
-        """The model in fp32 and evaluation mode.
+    def model(
+        self, kind: Any, what: str, stored: bool = False, **arguments: Any
+    ) -> PreTrainedModel:
+        """The model in evaluation mode and the settings' format, fp32 where they leave it open.
 
         Args:
             kind: one of Transformers' AutoModelFor….
             what: it is for, as in a message.
+            stored: in the format that it is stored in, where no two can differ in rounding.
             arguments: for `from_pretrained`.
 
         Raises:
             UserError: the files make no such model.
         """
         try:
+            how = {"dtype": "auto"} if stored else self._format
             with quiet():
-                return kind.from_pretrained(dtype=torch.float32, **self._files, **arguments)
+                return _steady(kind.from_pretrained(**how, **self._files, **arguments))
         except Exception as error:
             self._unusable(f"model for {what}", error)
+
+    @property
+    def _format(self) -> dict[str, Any]:
+        dtype = DTYPES.get(self.settings.dtype, torch.float32)
+        if self.settings.quantize is None:
+            return {"dtype": dtype}
+        quantizer()
+        how = BitsAndBytesConfig(
+            load_in_8bit=self.settings.quantize == "8bit",
+            load_in_4bit=self.settings.quantize == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        place = {"": self.device}
+        return {"dtype": dtype, "quantization_config": how, "device_map": place}
 
     @property
     def _files(self) -> dict[str, Any]:
@@ -95,3 +122,11 @@ class Pretrained:
             f"the hub (which needs the network once), or to a folder with config.json, weights and "
             f"tokenizer."
         ) from error
+
+
+def _steady(model: Any) -> PreTrainedModel:
+    """On a CPU bitsandbytes would pack 4-bit weights anew, in place, whenever it evaluates."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model

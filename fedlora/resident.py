@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from fedlora import data, profile, tasks
 from fedlora.adapters import Adapter
+from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.data.owned import own
+from fedlora.device import settled
 from fedlora.errors import MethodError, UserError
 from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
@@ -31,7 +33,7 @@ class Node:
 
     data: str = ""
     client: str = ""
-    device: str = "cpu"
+    device: str | None = None  # by default the simulation's
     cap: float | None = None
 
 
@@ -39,9 +41,9 @@ class Resident:
     """One configuration's model and data; every client of this process is served from it."""
 
     def __init__(self, config: Config, strategy: Strategy, node: Node | None = None) -> None:
-        self.config = config
-        self.strategy = strategy
         self.node = node or Node()
+        self.config = settled(config, self.node.device)
+        self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
         self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
@@ -64,8 +66,11 @@ class Resident:
     @profile.timed("load")
     def adapter(self) -> Adapter:
         seed = self.config.run.seed
-        adapter = Adapter(self.task.model(seed), self.config.adapter, seed)
+        model = self.task.model(seed)
+        adapter = Adapter(model, self.config.adapter, seed)
         adapter.parts -= self.config.train.freezes
+        if self.config.model.gradient_checkpointing:
+            recompute(model)
         if not self.strategy.trained & (adapter.parts - {"head"}):
             raise UserError(
                 f"{type(self.strategy).__name__} trains {sorted(self.strategy.trained)}, of which "
@@ -73,11 +78,12 @@ class Resident:
             )
         if self.config.privacy.engine == "hooks" and (why := unsupported(adapter)):
             raise UserError(f"privacy.engine = hooks: {why}. Set privacy.engine = stacked")
+        device = self.config.simulation.device
         try:
-            adapter.model.to(self.node.device)  # once all is drawn, so from the same numbers
+            adapter.model.to(device)  # once all is drawn, so from the same numbers
         except (AssertionError, RuntimeError) as e:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise UserError(f"device = {self.node.device} cannot be used: {reason}") from None
+            raise UserError(f"device = {device} cannot be used: {reason}") from None
         return adapter
 
     @cached_property
@@ -103,11 +109,14 @@ class Resident:
     @cached_property
     @profile.timed("load")
     def identity(self) -> dict[str, Any]:
-        """What every node must agree on: labels, the base's weights, the tokenizer."""
+        """What every node must agree on: labels, the base's weights and their format here, the
+        tokenizer."""
+        model = self.config.model
         head = [k.removeprefix("head.") for k in self.adapter.initial() if k.startswith("head.")]
         return {
             "labels": list(self.federation.labels),
-            "base": digest(self.task.model(self.config.run.seed), skip=head),
+            "base": digest(self.task.model(self.config.run.seed, stored=True), skip=head),
+            "format": model.dtype + (f", {model.quantize}" if model.quantize else ""),
             "tokenizer": tokenizer_digest(self.task.tokenizer),
         }
 

@@ -76,7 +76,7 @@ def train(
         stack.inverses() if settings.optimizer == "lora-fa" else None,
         stacked=True,
     )
-    costs = pieces.costs(adapter.model.device, most)
+    costs = pieces.costs(adapter.model.device, most, settings.micro_batch)
     total = torch.zeros(len(members), device=adapter.model.device)
     done: dict[int, Tensors] = {}
     seen = [0] * len(members)

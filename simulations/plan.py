@@ -11,6 +11,7 @@ import os
 import psutil
 
 from fedlora.config import Config
+from fedlora.device import placed
 from fedlora.errors import UserError
 from fedlora.footprint import token_bytes
 from fedlora.resident import Resident
@@ -22,9 +23,11 @@ HELD = 4  # tensors of an adapter's size that training a client holds: values, g
 
 
 def workers(config: Config) -> int:
-    """Worker processes, by default one a core; 0 works in this process."""
+    """Worker processes, by default one a core, and one alone on a GPU; 0 works in this process."""
     asked = config.simulation.workers
-    return (os.cpu_count() or 1) if asked is None else asked
+    if asked is not None:
+        return asked
+    return (os.cpu_count() or 1) if placed(config.simulation.device) == "cpu" else 1
 
 
 def chosen(resident: Resident) -> tuple[Config, str]:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -124,9 +125,9 @@ class Adapter:
         return {} if self.kind == "vera" else {k: m.scaling[NAME] for k, m in self._layers.items()}
 
     def weight(self, module: str) -> Tensor:
-        """W0 of a module, (m, n), fp32."""
+        """W0 of a module, (m, n), fp32; of a quantised one what its numbers stand for."""
         layer = self._layers[module].get_base_layer()
-        weight = layer.weight.detach()
+        weight = dequantize_module_weight(layer).detach()
         return (weight.T if isinstance(layer, Conv1D) else weight).float()
 
     def base(self, module: str) -> nn.Module:

@@ -1,5 +1,7 @@
 """The configuration's section on the pretrained model."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from fedlora.config.section import Section
@@ -30,6 +32,23 @@ class Model(Section):
         description="The file of the folder or repository that holds the model, where that is a "
         "GGUF file; a folder of one such file and no config.json needs no name. It is turned into "
         "fp32 weights in the hub's cache (HF_HOME) once; what its format lost stays lost.",
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Format of the frozen base; what is trained, and the residual, are fp32 over "
+        "any. By default fp32 on a CPU and bf16, in half the memory, on a GPU that has it. All "
+        "nodes of a run need the same. fp16 may overflow.",
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="The base's linear layers in 8 bits (LLM.int8) or 4 (NF4 with double "
+        "quantisation, computed in model.dtype, by default bf16), by bitsandbytes: for a base that "
+        "the GPU has no room for. All nodes of a run need the same.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep each layer's input alone and compute the rest again in the backward "
+        "pass: less memory for more time. Off, since most models leave enough room.",
     )
     chat_template: str | None = Field(
         None,

@@ -4,12 +4,23 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedlora.config.section import Section
 
+DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
+
 
 class Simulation(Section):
     """This machine."""
 
+    device: str = Field(
+        "auto",
+        pattern=DEVICE,
+        description="Where the models are, the server's too: cpu, cuda, cuda:0, …; auto is a CUDA "
+        "GPU where there is one, else the CPU. A node's owner settles its own.",
+    )
     workers: int | None = Field(
-        None, ge=0, description="Worker processes; by default one a core; 0 works in-process."
+        None,
+        ge=0,
+        description="Worker processes; by default one a core, and one alone on a GPU, where each "
+        "holds the model anew; 0 works in-process.",
     )
     threads: PositiveInt = Field(
         1, description="Threads of a worker: one is fastest when every core has a worker."

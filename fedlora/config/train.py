@@ -53,6 +53,11 @@ class Train(Section):
         "as few steps do not drift far.",
     )
     batch_size: PositiveInt = Field(16, description="Rows a step; 16 keeps one core busy.")
+    micro_batch: PositiveInt | None = Field(
+        None,
+        description="Most rows of one pass; a step's gradients add up over its passes. By default "
+        "as many as memory allows. Private training has privacy.physical_batch.",
+    )
     steps: PositiveInt | None = Field(
         30,
         description="Steps a round, over the rows as often as needed, so that clients with few "

@@ -45,6 +45,17 @@ def check(config: Config, strategy: Strategy) -> None:
             "privacy.engine = hooks cannot make gradients of DoRA's M row by row: use "
             "privacy.engine = stacked"
         )
+    if privacy.engine == "hooks" and config.model.gradient_checkpointing:
+        raise UserError(
+            "privacy.engine = hooks makes rows' gradients of activations that were kept, and "
+            "model.gradient_checkpointing keeps none: use privacy.engine = stacked"
+        )
+    if privacy.local and config.model.quantize == "8bit":
+        raise UserError(
+            "model.quantize = 8bit treats columns with outliers apart, which those are all rows of "
+            "a pass decide, so that a row's gradient depends on others and clipping it bounds "
+            "nothing: use 4bit, or none"
+        )
 
 
 def refusal(config: Config, rows: int) -> str:

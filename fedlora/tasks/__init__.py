@@ -53,8 +53,9 @@ class Task(Protocol):
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None: ...
 
-    def model(self, seed: int) -> "PreTrainedModel":
-        """The pretrained model; what the checkpoint lacks is drawn from `seed`."""
+    def model(self, seed: int, stored: bool = False) -> "PreTrainedModel":
+        """The pretrained model; what the checkpoint lacks is drawn from `seed`. In the format that
+        it is `stored` in, or that of the configuration."""
         ...
 
     def encode(self, rows: "Dataset") -> Any:

@@ -40,17 +40,18 @@ class Classification:
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None:
         self.labels = list(labels)
-        self.pretrained = Pretrained(config.model)
+        self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
 
-    def model(self, seed: int) -> PreTrainedModel:
+    def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode. A head that the checkpoint lacks, or has for
         other labels, is drawn from `seed`: the same for everyone who has the seed."""
         with forked(seed, "head"):
             model = self.pretrained.model(
                 self.architecture,
                 "text classification",
+                stored,
                 id2label=dict(enumerate(self.labels)),
                 label2id={label: i for i, label in enumerate(self.labels)},
                 ignore_mismatched_sizes=True,

@@ -50,14 +50,14 @@ class Instruction:
         self.learn = config.data.learn
         self.packing = config.data.packing
         self.by_row = config.privacy.on
-        self.pretrained = Pretrained(config.model)
+        self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.chat = Chat(self.tokenizer, config.model.chat_template)
         self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
 
-    def model(self, seed: int) -> PreTrainedModel:
+    def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
-        model = self.pretrained.model(self.architecture, "causal language modelling")
+        model = self.pretrained.model(self.architecture, "causal language modelling", stored)
         model.config.pad_token_id = self.tokenizer.pad_token_id
         if self.packing and not _keeps_apart(model):
             raise UserError(

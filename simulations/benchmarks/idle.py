@@ -30,9 +30,9 @@ class Idle(Classification):
     """Classification by a model whose frozen layers are left out: adapted layers and the head see
     the mean of a row's embeddings, so that every trained number has a gradient and moves."""
 
-    def model(self, seed: int) -> PreTrainedModel:
+    def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The real model, with all its weights; only its forward is another."""
-        model = super().model(seed)
+        model = super().model(seed, stored)
         model.forward = _forward(model)
         return model
 

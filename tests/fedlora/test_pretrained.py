@@ -15,7 +15,7 @@ def test_a_revision_is_that_of_all_files(monkeypatch):
 
     def note(**arguments):
         asked.append((arguments["pretrained_model_name_or_path"], arguments["revision"]))
-        return SimpleNamespace(pad_token="[PAD]")
+        return SimpleNamespace(pad_token="[PAD]", modules=list)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
     monkeypatch.setattr(AutoConfig, "from_pretrained", note)

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig
-from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.adapters import Adapter
+from fedlora.adapters.dense import dense
 from fedlora.errors import UserError
 from fedlora.models import quiet
 from fedlora.tensors import Tensors
@@ -149,7 +149,7 @@ def _merged(adapter: Adapter, base: PreTrainedModel, wanted: set[str]) -> Tensor
     for name, layer in base.named_modules():
         if getattr(base, "is_quantized", False) and isinstance(layer, nn.Linear):
             plain = name.replace(".base_layer", "")
-            state[f"{plain}.weight"] = dequantize_module_weight(layer).detach().to(dtype)
+            state[f"{plain}.weight"] = dense(layer).to(dtype)
     state |= {k: t.detach().to(dtype) for k, t in adapter.head().items()}
     for module in adapter.shapes:
         layer = adapter.base(module)

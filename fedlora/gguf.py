@@ -3,9 +3,8 @@
     <hub's cache>/fedlora/<digest of the file>/      config.json, weights in fp32, tokenizer
 
 Transformers reads a GGUF file by turning all its weights back into fp32, whatever is asked of it,
-in memory of each process's own: of SmolLM2-135M-Instruct, 98 MB in Q4_1, in 49 s of a busy core
-and 580 MB, tokenizer included. From the folder it took 3 s and 17 MB, as its pages are shared by
-all who map it.
+which takes long and gives every process weights of its own. A folder's are mapped, and all who map
+it share their pages.
 """
 
 import hashlib

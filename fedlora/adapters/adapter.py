@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora import config as settings
 from fedlora.adapters import recipe, targets
+from fedlora.adapters.dense import dense
 from fedlora.adapters.residual import Residual, attach
 from fedlora.errors import UserError
 from fedlora.streams import forked
@@ -127,7 +127,7 @@ class Adapter:
     def weight(self, module: str) -> Tensor:
         """W0 of a module, (m, n), fp32; of a quantised one what its numbers stand for."""
         layer = self._layers[module].get_base_layer()
-        weight = dequantize_module_weight(layer).detach()
+        weight = dense(layer)
         return (weight.T if isinstance(layer, Conv1D) else weight).float()
 
     def base(self, module: str) -> nn.Module:

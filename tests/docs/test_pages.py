@@ -14,8 +14,8 @@ import typer
 import strategies
 from clients.owner import Owner
 from fedlora.cli import app
+from fedlora.config import Config
 from fedlora.reference import reference
-from fedlora.settings import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,18 +49,37 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not wrong
 
 
+def prose(text: str) -> str:
+    """A page without its boxes."""
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of every `fedlora …` in a box of shell, without remarks; lines that go on are
-    joined."""
-    for box in re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL):
-        for line in box.replace("\\\n", " ").splitlines():
-            if re.match(r"\s*(\.venv/bin/)?fedlora ", line) and "…" not in line and "|" not in line:
-                yield shlex.split(line, comments=True)[1:]
+    """The words of every `fedlora …` in a box of shell, without remarks, and of every one in a
+    sentence that has options or settings; lines that go on are joined."""
+    boxes = re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)
+    lines = [line for box in boxes for line in box.replace("\\\n", " ").splitlines()]
+    told = re.findall(r"`(fedlora [^`]*(?:--|=)[^`]*)`", prose(text))
+    for line in [*lines, *(" ".join(words.split()) for words in told)]:
+        if re.match(r"\s*(\.venv/bin/)?fedlora ", line) and "…" not in line and "|" not in line:
+            yield shlex.split(line, comments=True)[1:]
+
+
+def unknown(given: list[str]) -> list[str]:
+    """The settings among these that do not exist. A method of one's own has its own, and
+    `fedlora compare` takes them for one method alone: fedsb.adapter.rank=32."""
+    known = {f"{s}.{k}" for s, fields in Config().model_dump().items() for k in fields}
+    known |= {f"strategy.{k}" for k in strategies.settings()}
+    own = any(x.startswith("strategy.name=") and ":" in x for x in given)
+    keys = [x.partition("=")[0].split(".") for x in given]
+    keys = [k[1:] if k[0] in strategies.BUILTIN else k for k in keys]
+    found = [".".join(k) for k in keys if not (own and k[0] == "strategy")]
+    return [k for k in found if k not in known]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMED)
 def test_what_is_to_be_typed_is_taken(page: Path) -> None:
-    """Each command exists and has the options that it is given; a setting is section.key=value."""
+    """Each command exists and has the options that it is given, and each setting exists."""
     for words in commands(page.read_text("utf-8")):
         group, rest = COMMANDS, words
         while isinstance(group, click.Group):
@@ -69,15 +88,16 @@ def test_what_is_to_be_typed_is_taken(page: Path) -> None:
         context = group.make_context(
             rest[0] if rest else "fedlora", list(rest), resilient_parsing=False
         )
-        given = context.params.get("arguments") or []
-        parse(x for x in given if "=" in x)
+        given = [x for x in context.params.get("arguments") or [] if "=" in x]
+        assert not unknown(given)
 
 
 def test_the_command_line_is_really_looked_at() -> None:
-    """An option that does not exist would be noticed, and the pages have commands to look at."""
+    """An option or setting that does not exist is noticed, and there are commands to look at."""
     assert sum(len(list(commands(page.read_text("utf-8")))) for page in PAGES) > 12
     with pytest.raises(click.UsageError):
         COMMANDS.commands["run"].make_context("run", ["--nothing"])
+    assert unknown(["run.rond=3", "fedsb.adapter.rnk=2"]) == ["run.rond", "adapter.rnk"]
 
 
 def test_the_configuration_s_page_is_the_code_s() -> None:
@@ -85,6 +105,18 @@ def test_the_configuration_s_page_is_the_code_s() -> None:
     made = reference({name: strategies.load(name) for name in strategies.BUILTIN}, Owner)
     there = (ROOT / "docs/configuration.md").read_text("utf-8")
     assert there == made, "docs/configuration.md is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMED)
+def test_equations_are_written_as_github_keeps_them(page: Path) -> None:
+    """In boxes of math, or between $` and `$ on one line: in plain dollars `\\,` loses its
+    backslash, and a line's end ends the equation. What is opened is closed."""
+    text = page.read_text("utf-8")
+    equations = re.findall(r"```math\n(.*?)```", text, re.DOTALL)
+    equations += re.findall(r"\$`(.*?)`\$", prose(text))
+    rest = re.sub(r"`[^`]*`", "", re.sub(r"\$`.*?`\$", "", prose(text)))
+    assert "$" not in rest
+    assert not [e for e in equations if e.count("{") != e.count("}") or "$" in e]
 
 
 @pytest.mark.parametrize("name", strategies.BUILTIN)

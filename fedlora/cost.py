@@ -47,7 +47,7 @@ def cost(config: Config, strategy: Strategy) -> Cost:
         UserError: the model's configuration cannot be found, or nothing in it can be adapted.
         MethodError: the method needs tensors' values to know their shapes.
     """
-    base = _Blank(config, _skeleton(config.model))
+    base = _Blank(config, skeleton(config.model))
     clients = _clients(config, strategy, base.scaling)
     parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
     parts -= config.train.freezes
@@ -122,7 +122,7 @@ class _Blank:
         return stream(0, name)
 
 
-def _skeleton(settings: Model) -> PreTrainedModel:
+def skeleton(settings: Model) -> PreTrainedModel:
     """The model without weights."""
     described = Pretrained(settings).config()
     try:

@@ -30,30 +30,45 @@ def cost(
     arguments: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Parameters and bytes per client and round, per method, from the model's config alone."""
+    """Parameters and bytes per client and round, and the memory that a client trains in, per
+    method, from the model's config alone."""
     from fedlora import report, settings
     from fedlora.cost import cost as count
+    from fedlora.cost import skeleton
+    from fedlora.memory import memory
     from strategies import BUILTIN, load
     from strategies import settings as known
 
     tree = tree_of(arguments)
     names = [tree["strategy"]["name"]] if "name" in tree.get("strategy", {}) else list(BUILTIN)
-    counted = {}
+    counted, needed = {}, {}
     for name in names:
         given = {**tree, "strategy": tree.get("strategy", {}) | {"name": name}}
-        counted[name] = count(*settings.resolve(given, load, ignore=known()))
+        config, strategy = settings.resolve(given, load, ignore=known())
+        found = counted[name] = count(config, strategy)
+        model = skeleton(config.model)
+        needed[name] = memory(config, model, found.parameters, found.trained_parameters)
     if as_json:
-        print(json.dumps({k: vars(v) for k, v in counted.items()}, indent=2))
+        told = {k: {**vars(c), "memory": vars(needed[k])} for k, c in counted.items()}
+        print(json.dumps(told, indent=2))
         return
-    report.show(_cost_table(counted), Console())
+    report.show(_cost_table(counted, needed), Console())
+    print(
+        "memory: of one client in training, as base + adapter + passes; libraries and rows beside "
+        "it. See fedlora/memory.py."
+    )
 
 
-def _cost_table(counted: dict[str, Any]) -> Table:
+def _cost_table(counted: dict[str, Any], needed: dict[str, Any]) -> Table:
     from fedlora.report import amount
 
     table = Table("method", "parameters by part", "trained", "up", "first down", "later down")
+    table.add_column("memory")
     for name, c in counted.items():
         parts = ", ".join(f"{part} {count:,}" for part, count in c.parameters.items())
         sizes = (c.bytes_up, c.bytes_down_first, c.bytes_down)
-        table.add_row(name, parts, f"{c.trained_parameters:,}", *(amount(x) for x in sizes))
+        m = needed[name]
+        kinds = " + ".join(amount(x) for x in (m.base, m.adapter, m.passes))
+        memory = f"{amount(m.together)} = {kinds}"
+        table.add_row(name, parts, f"{c.trained_parameters:,}", *map(amount, sizes), memory)
     return table

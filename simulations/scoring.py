@@ -34,7 +34,7 @@ def evaluate(
             "model is the run's"
         )
     opened = RunDir.open(run)
-    resident, round = results.loaded(opened, client, given)
+    resident, round = results.speaking(opened, client, given)
     rows = resident.federation.test if data is None else _rows(resident, data)
     if not len(rows):
         raise UserError("the run has no test rows: name some with --data")

@@ -39,6 +39,12 @@ def test_what_stays_with_clients_has_no_global_answers(
     first, *_, last = rounds(folder / "runs/own")
     assert asked(folder / "runs/own") == [0, 0]
     assert first["f1"] is not None and last["f1"] is None and last["test_loss"] is not None
+    for command in (("evaluate", "own"), ("chat", "own", "--prompt", "what")):
+        code, told, error = fedlora(*command)
+        assert code == 2 and not told and "--client (of ann, bob, cy)" in error
+    assert fedlora("evaluate", "own", "--client", "bob")[0] == 0
+    card = (folder / "runs/own/adapter/README.md").read_text("utf-8")
+    assert "clients' own models on the server's" in card and "of the global model" not in card
 
 
 def test_only_a_language_model_is_asked(fedlora: Call) -> None:  # noqa: F811

@@ -42,7 +42,7 @@ def chat(
         )
     chosen = {"temperature": temperature, "max_new_tokens": max_new_tokens}
     given = {"generate": {k: v for k, v in chosen.items() if v is not None}}
-    resident, _ = results.loaded(opened, client, given)
+    resident, _ = results.speaking(opened, client, given)
     config = resident.config
     speaker = Speaker(resident.adapter.model, resident.task.tokenizer, config.generate)
     draw = stream(config.run.seed, "chat")

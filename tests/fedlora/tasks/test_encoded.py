@@ -1,7 +1,6 @@
 """Selections of a table of tokens, against the rows written out."""
 
 import numpy as np
-import pytest
 import torch
 
 from fedlora.tasks.encoded import Encoded
@@ -37,10 +36,14 @@ def test_a_selection_has_its_rows_in_their_order_and_copies_no_token():
     assert chosen.inputs is whole.inputs and chosen.labels is whole.labels
 
 
-def test_selections_of_one_table_are_joined_in_order_and_of_two_never():
-    """Clients' rows follow one another; another table's rows are not mistaken for them."""
-    whole = table()
+def test_selections_are_joined_in_order_and_copied_only_where_tables_differ():
+    """Clients' rows follow one another, with their own tokens and labels, of whichever table."""
+    whole, other = table(), table()
     parts = [whole.select([4]), whole.select([]), whole.select([0, 4])]
     assert written(Encoded.joined(parts)) == [[11], [5, 6], [11]]
-    with pytest.raises(AssertionError, match="different tables"):
-        Encoded.joined([whole.select([0]), table().select([0])])
+    assert Encoded.joined(parts).inputs is whole.inputs
+    other.inputs["input_ids"] += 100
+    other.cut[3] = True
+    both = Encoded.joined([whole.select([4, 0]), other.select([3, 1])])
+    assert written(both) == [[11], [5, 6], [108, 109, 110], [107]]
+    assert both.labels.tolist() == [4, 0, 3, 1] and both.truncated == 1

@@ -8,15 +8,12 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 import fedlora
-from fedlora import report, settings
+from fedlora import report, settings, tasks
 from fedlora.runs import Row, RunDir
 from fedlora.strategy import Strategy, stays
 from server.promise import promise
 
-AUTO = {
-    "classification": ("AutoModelForSequenceClassification", "text-classification"),
-    "instruction": ("AutoModelForCausalLM", "text-generation"),
-}
+PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
 SCORES = {
     "score": "score of the global model on the server's held-out rows",
     "test_loss": "its loss there, in nats",
@@ -44,11 +41,11 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
     """
     rows, tree = report.load(run.metrics), settings.read(run.path / "config.toml", [])
     model, data = tree["model"], tree["data"]
-    auto, pipeline = AUTO[model["task"]]
+    task = tasks.load(model["task"])
     head = ModelCardData(
         base_model=model["name"],
         library_name="transformers" if merged else "peft",
-        pipeline_tag=pipeline,
+        pipeline_tag=PIPELINES[task.type],
         tags=["fedlora", "federated-learning", "lora", tree["strategy"]["name"]],
     )
     rounds = report.rounds_of(rows)
@@ -69,7 +66,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         promise=promise(rows, tree.get("privacy", {})),
         client=client,
         merged=merged,
-        auto=auto,
+        auto=task.architecture.__name__,
         version=fedlora.__version__,
     )
 

@@ -31,6 +31,7 @@ def serve(pipe: Connection, threads: int, profiled: bool) -> None:
 
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does without
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     recorder = profile.Recorder() if profiled else None
     try:

@@ -31,6 +31,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, each said twice
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does without
     try:
         app()
     except UserError as e:

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(module: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(module.parent)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which methods' folders are added
+    yield
+    sys.modules.pop("mine", None)
 
 
 def test_every_snippet_runs_and_says_what_the_page_says(

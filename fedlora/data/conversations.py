@@ -10,7 +10,7 @@ Each becomes a list of {"role", "content"} with the roles system, user and assis
 least one answer and begins with the user's turn, a system's before it or none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -43,12 +43,10 @@ def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     if not len(table):
         raise UserError(f"{where} has no rows. Fill it or remove it.")
     form = _form(table, where, data)
-    make: Callable[[Any], Conversation]
     if form in TURNS:
         name, role, text = TURNS[form]
-        make = lambda turns: [_message(turn, role, text) for turn in turns]  # noqa: E731
         contents = [
-            _checked(make, value, where, row, name)
+            _checked(value, role, text, f"{where}: row {row} has in the column {name!r}")
             for row, value in enumerate(column(table, where, name, "data.format"), start=1)
         ]
     else:
@@ -153,12 +151,10 @@ def _message(turn: Any, role: str, text: str) -> Message:
     return {"role": ROLES[said], "content": turn[text]}
 
 
-def _checked(
-    make: Callable[[Any], Conversation], turns: Any, where: str, row: int, name: str
-) -> Conversation:
-    """A row's conversation. Raises UserError where it is none."""
+def _checked(turns: Any, role: str, text: str, where: str) -> Conversation:
+    """A row's conversation, of turns with these keys. Raises UserError where it is none."""
     try:
-        talk = make(turns)
+        talk = [_message(turn, role, text) for turn in turns]
         roles = [message["role"] for message in talk]
         spoken = roles[1:] if roles[:1] == ["system"] else roles
         if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"] * (len(spoken) % 2):
@@ -166,7 +162,5 @@ def _checked(
         if "assistant" not in roles:
             raise ValueError("no answer to learn from")
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{where}: row {row} has in the column {name!r} {error}. Mend or remove it."
-        ) from None
+        raise UserError(f"{where} {error}. Mend or remove it.") from None
     return talk

@@ -8,7 +8,9 @@ from flwr.clientapp import ClientApp
 
 import strategies
 from clients import participant
+from clients.account import Account
 from clients.channel import state_dir
+from clients.once import Work, once
 from clients.owner import Refused, flat, owner_of
 from clients.passes import Talk, conclude
 from clients.query import gradients, hello
@@ -81,7 +83,19 @@ def query(message: Message, context: Context) -> Message:
 
 @app.query("gradients")
 def query_gradients(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: gradients(resident(context), _allowed(context), parcel))
+    return _reply(message, lambda parcel: _gradients(context, parcel))
+
+
+def _gradients(context: Context, parcel: Parcel) -> Parcel:
+    client, own = _allowed(context), resident(context)
+    account, run = _account(context, client), str(context.run_id)
+    kind = f"gradients {parcel.facts.get('stage')} {list(parcel.facts['modules'])[:1]}"
+    if account:
+        account.allow(run, kind)
+    reply = gradients(own, client, parcel)
+    if account:
+        account.count(run, kind)
+    return reply
 
 
 @app.train()
@@ -108,24 +122,18 @@ def together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
     works = {"train": participant.train, "evaluate": participant.evaluate}
     try:
         shared = resident(asked[0][1])
-        names = tuple(client_id(context) for _, context in asked)
     except Exception as e:
         parcels = [_excuse(e) for _ in asked]
     else:
         orders = [(works[m.metadata.message_type], m, context) for m, context in asked]
-        parcels = conclude(shared, [_ordered(*order, names) for order in orders], _excuse)
+        parcels = conclude(shared, [_ordered(*order) for order in orders], _excuse)
     return [
         Message(wire.pack(parcel), reply_to=message)
         for parcel, (message, _) in zip(parcels, asked, strict=True)
     ]
 
 
-def _ordered(
-    work: Callable[[Resident, Store, Order, Parcel, tuple[str, ...]], Talk],
-    message: Message,
-    context: Context,
-    peers: tuple[str, ...],
-) -> Talk:
+def _ordered(work: Work, message: Message, context: Context) -> Talk:
     parcel = wire.unpack(message.content)
     order = Order.read(parcel.facts)
     client = _allowed(context, order.round)
@@ -133,7 +141,18 @@ def _ordered(
         return answer("error", f"the order is for {order.client}, not for {client}")
     root = state_dir(context.node_config).expanduser()
     store = Store(root, order.experiment, order.client)
-    return (yield from work(resident(context), store, order, parcel, peers))
+    own, account = resident(context), _account(context, client)
+    if account or own.config.privacy.local:
+        return (yield from once(work, own, store, order, parcel, account))
+    return (yield from work(own, store, order, parcel, None))
+
+
+def _account(context: Context, client: str) -> Account | None:
+    """What the owner of a node allows and has given; a simulation's client has no owner."""
+    owner = owner_of(context.node_config)
+    if owner is None:
+        return None
+    return Account(state_dir(context.node_config).expanduser(), owner, client)
 
 
 def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:

@@ -100,16 +100,30 @@ class Owner(BaseModel):
         description="The methods that may run here, with commas between; by default the built-in "
         "ones. One of your own is my_module:MyMethod: its code is yours to trust.",
     )
-    max_rounds: PositiveInt = Field(1000, description="Most rounds of a run.")
+    max_rounds: PositiveInt = Field(
+        1000,
+        description="Most rounds of a run: of training, and of evaluation, counted on this node's "
+        "disk as they are answered, whatever number the server gives them.",
+    )
+    max_total_rounds: PositiveInt = Field(
+        10000, description="Most rounds of all runs together, counted likewise."
+    )
     max_steps: PositiveInt = Field(10000, description="Most training steps of a round.")
     max_payload: PositiveFloat = Field(4000.0, description="Most MB of a message.")
     epsilon: PositiveFloat | None = Field(
         None,
         allow_inf_nan=False,
-        description="Largest ε of these rows over all runs together: a run must train by local "
-        "DP-SGD, and this client sits out before it would go past. What was spent is in the "
-        "privacy*.json files of the state directory: whoever deletes the directories of old runs "
-        "deletes the account, and what runs without privacy gave away is not in it.",
+        description="Largest ε of these rows over all runs together, at this node's delta: a run "
+        "must train by local DP-SGD on all rows, and this client sits out before it would go past. "
+        "What was spent is in account-*.json of the state directory: keep a copy. What runs "
+        "without privacy gave away is not in it.",
+    )
+    delta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="δ of that budget, whatever a run says; by default 1/(2n) for the n rows of "
+        "the data. It is fixed with the first release.",
     )
     idle: PositiveFloat = Field(600.0, description="Seconds after which an unused trainer ends.")
     partition_id: NonNegativeInt | None = Field(None, description="Flower's own.")
@@ -150,6 +164,8 @@ class Owner(BaseModel):
             raise ValueError("data needs client too: whose rows these are, the same for ever")
         if self.epsilon is not None and self.data is None:
             raise ValueError("epsilon needs data too: the rows that the account is of")
+        if self.delta is not None and self.epsilon is None:
+            raise ValueError("delta needs epsilon too: it is the other half of that budget")
         return self
 
     def allow(self, run_config: Mapping[str, Any], payload_bytes: int) -> None:
@@ -237,6 +253,8 @@ class Owner(BaseModel):
             raise _refused("epsilon", "training by local DP-SGD alone", asked)
         if config.privacy.insecure_seed is not None:
             raise _refused("epsilon", "secret noise alone", "privacy.insecure_seed")
+        if config.data.rows is not None:
+            raise _refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
 
 
 def owner_of(node_config: Mapping[str, Any]) -> Owner | None:

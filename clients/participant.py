@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from clients import private
+from clients.account import Account
 from clients.passes import Fit, Fitted, Rate, Talk
 from clients.store import Missing, Store
 from fedlora import views
@@ -24,12 +25,12 @@ from fedlora.wire import Parcel, encode
 
 
 def train(
-    resident: Resident, store: Store, order: Order, parcel: Parcel, peers: tuple[str, ...]
+    resident: Resident, store: Store, order: Order, parcel: Parcel, account: Account | None
 ) -> Talk:
     """One round of local training; the reply carries what the method uploads.
 
     Args:
-        peers: the clients that are asked together with this one, and may share its passes.
+        account: what private releases are paid for from on a node; a simulation has none.
     """
     adapter, strategy = resident.adapter, resident.strategy
     try:
@@ -47,7 +48,7 @@ def train(
     try:
         if privacy.local:
             after, metrics = yield from private.train(
-                resident, store, order, tensors, member, trains, peers
+                resident, store, order, member, trains, account
             )
         else:
             fitted: Fitted = yield Fit(member, trains)
@@ -76,7 +77,7 @@ def train(
 
 
 def evaluate(
-    resident: Resident, store: Store, order: Order, parcel: Parcel, peers: tuple[str, ...]
+    resident: Resident, store: Store, order: Order, parcel: Parcel, account: Account | None
 ) -> Talk:
     """The client's own model on its held-out rows, and on the server's where that is asked.
 
@@ -93,7 +94,7 @@ def evaluate(
     if len(member.encoded):
         own = yield Rate(member, "heldout")
         if privacy.local:
-            reply.metrics = private.score(resident, store, order, tensors, own, peers)
+            reply.metrics = private.score(resident, store, order, own, account)
         else:
             found = {"score": own.score, "loss": own.loss, "rows": float(own.rows)}
             reply.metrics = {k: x for k, x in found.items() if math.isfinite(x)}

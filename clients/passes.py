@@ -5,9 +5,10 @@ is sent what came of it; its value is its reply. So one that is alone and many t
 run the same lines.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ class Noise(NamedTuple):
 
     mechanism: Mechanism
     secret: bytes
+
+    def afresh(self) -> "Noise":
+        """With another secret, for passes that are made again: none is used twice."""
+        return self._replace(secret=hashlib.sha256(b"afresh" + self.secret).digest())
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def _answered(resident: Resident, asked: Sequence[Fit | Rate]) -> list[Any]:
         requests = [asked[i] for i in group]
         answers = _stacked(resident, requests, most) if len(group) > 1 else None
         for i, request in enumerate(requests):
+            if not answers and len(group) > 1 and isinstance(request, Fit) and request.noise:
+                request = replace(request, noise=request.noise.afresh())
             found[group[i]] = answers[i] if answers else _tried(resident, request, most)
     return [found[i] for i in range(len(asked))]
 

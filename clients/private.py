@@ -1,66 +1,61 @@
 """What a client does when its rows are private: its budget, DP-SGD within it, noised scores.
 
-    <store>/privacy.json            what training has spent of the budget
+    <store>/privacy.json            what training has spent of the run's budget
     <store>/privacy-heldout.json    what scores have spent of the held-out rows' own
-    <store>/rows.txt                which rows those are, under an owner's cap
+    <store>/rows.txt                which rows those are, on a node
 
-Spending is on disk before anything is drawn from it, and is never rolled back. Where a node's owner
-sets a cap, what all runs spent of these rows stays below it.
+Spending is on disk before anything is drawn from it, and is never rolled back. A release is made
+once: its secret is in memory alone, and what it gives is kept as the reply to its order. On a node
+it is paid for from its owner's account too, which holds over all runs.
 """
 
-import hashlib
-import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
-import torch
-
+from clients.account import LEDGERS, Account
 from clients.passes import Fit, Fitted, Noise
 from clients.store import Store
 from fedlora import files
+from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.orders import Order
 from fedlora.privacy import plan
-from fedlora.privacy.accounting import History, Mechanism
-from fedlora.privacy.budget import Spent, epsilon, pay
-from fedlora.privacy.entropy import generator
+from fedlora.privacy.accounting import NOISELESS, Mechanism
+from fedlora.privacy.budget import Spent, afford, epsilon, pay
+from fedlora.privacy.entropy import normals
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.training import Private
 from fedlora.resident import Resident
 from fedlora.stacking import Member
 from fedlora.tasks import Score
 from fedlora.tensors import Tensors
-from fedlora.views import fingerprint, manifest
 
-TRAINING, SCORES = "privacy.json", "privacy-heldout.json"
+LARGEST = 1e6  # the largest σ that is believed
 
 
 def train(
     resident: Resident,
     store: Store,
     order: Order,
-    tensors: Tensors,
     member: Member,
     trains: set[str],
-    peers: tuple[str, ...] = (),
+    account: Account | None = None,
 ) -> Generator[Fit, Fitted, tuple[Tensors, dict[str, float]]]:
     """One round of DP-SGD. Returns the trained tensors and what may be told of it: the budget spent
     so far, and noised statistics of gradients.
 
     Raises Spent where the round would go past the target.
     """
-    config, encoded = resident.config, member.encoded
-    ledger = Ledger(store.path / TRAINING)
-    if order.spent:
-        sigma, q, known = order.spent
-        ledger.adopt([(sigma, q, int(known))])
-    mechanism = ledger.mechanism or ledger.plan(
-        plan.client_mechanism(config, len(encoded), order.planned)
-    )
-    key = release_key(resident, order, tensors, "train", peers)
-    steps = config.train.steps_a_round(len(encoded))
-    release = (order.purpose, order.client, order.round)
-    _afford(resident, store, ledger, key, steps)
-    secret = pay(ledger, config.privacy, key, steps, *release)
+    config, rows = _planned(resident.config, resident, account), len(member.encoded)
+    ledger, steps = Ledger(store.path / LEDGERS["train"]), config.train.steps_a_round(rows)
+    if ledger.mechanism is None:
+        rounds = _between(order.planned, 1, config.run.rounds, "planned")
+        made = plan.client_mechanism(config, rows, rounds)
+        if order.spent and not ledger.path.exists():
+            ledger.adopt([_believed(order.spent, made.sample_rate, config.run.rounds * steps)])
+        ledger.plan(made)
+    mechanism = ledger.mechanism
+    assert mechanism is not None
+    secret = _paid(resident, store, order, ledger, "train", steps, account)
     fitted = yield Fit(member, trains, Noise(mechanism, secret))
     found = fitted.told
     assert isinstance(found, Private)
@@ -77,67 +72,89 @@ def train(
 
 
 def score(
-    resident: Resident,
-    store: Store,
-    order: Order,
-    tensors: Tensors,
-    own: Score,
-    peers: tuple[str, ...] = (),
+    resident: Resident, store: Store, order: Order, own: Score, account: Account | None = None
 ) -> dict[str, float]:
     """The share of right answers on held-out rows, from a noised count; nothing where no ε is set
     to take the noise from, or where it is spent."""
-    rows = len(resident.encoded(order.client, "train"))
-    ledger = Ledger(store.path / SCORES)
+    config = _planned(resident.config, resident, account)
+    ledger = Ledger(store.path / LEDGERS["heldout"])
     mechanism: Mechanism | None = ledger.mechanism
     if mechanism is None:
-        mechanism = plan.score_mechanism(resident.config, rows, order.planned)
+        rows = len(resident.encoded(order.client, "train"))
+        rounds = _between(order.planned, 1, config.run.rounds, "planned")
+        mechanism = plan.score_mechanism(config, rows, rounds)
         if mechanism is None:
             return {}
         ledger.plan(mechanism)
     try:
-        key = release_key(resident, order, tensors, "heldout", peers)
-        release = (order.purpose, order.client, order.round)
-        _afford(resident, store, ledger, key, 1)
-        secret = pay(ledger, resident.config.privacy, key, 1, *release)
+        secret = _paid(resident, store, order, ledger, "heldout", 1, account)
     except Spent:
         return {}
-    draw = generator(secret, "score")
-    noise = float(torch.randn((), generator=draw, dtype=torch.float64))
-    right = own.score * own.rows + mechanism.noise_multiplier * noise
+    right = own.score * own.rows + mechanism.noise_multiplier * float(normals((), secret, "score"))
     return {"score": min(max(right / own.rows, 0.0), 1.0), "rows": float(own.rows)}
 
 
-def _afford(resident: Resident, store: Store, ledger: Ledger, key: str, steps: int) -> None:
-    """Raises Spent where this release would take all runs together past the owner's cap, at the δ
-    of this run; a repeat costs nothing.
-
-    A run holds out rows that another trained on, so other runs count with both of their ledgers; in
-    one run no row is in both, which is made sure of.
-    """
-    cap, privacy = resident.node.cap, resident.config.privacy
-    if cap is None or ledger.repeats(key):
-        return
-    _pin(resident, store)
-    others: History = []
-    for run in sorted(store.path.parent.parent.iterdir()):  # a glob passes over what it cannot read
-        if run.name.startswith("run-") and run != store.path.parent:
-            for name in (TRAINING, SCORES):
-                others += Ledger(run / store.path.name / name).history
-    after = epsilon(ledger, others + ledger.after(steps), privacy)
-    if after > cap:
-        spent = epsilon(ledger, others + ledger.history, privacy)
-        raise Spent(
-            f"this node's owner allows ε = {cap:g} over all runs on its rows: {spent:.3g} is "
-            f"spent, and another release would take it to {after:.3g}"
-        )
+def _paid(
+    resident: Resident,
+    store: Store,
+    order: Order,
+    ledger: Ledger,
+    kind: str,
+    steps: int,
+    account: Account | None,
+) -> bytes:
+    """The secret of one release, paid for from the owner's account and then from the run's budget.
+    Raises Spent where one of them has not enough left."""
+    privacy, mechanism = resident.config.privacy, ledger.mechanism
+    assert mechanism is not None
+    if account:
+        _pin(resident, store, order.client)
+        afford(ledger, privacy, steps)  # else the account would pay for nothing
+        step = (mechanism.noise_multiplier, mechanism.sample_rate, steps)
+        account.spend(order.experiment, kind, step, ledger.history, _rows(resident, order.client))
+    return pay(ledger, privacy, steps, order.purpose, order.client, order.round)
 
 
-def _pin(resident: Resident, store: Store) -> None:
+def _planned(config: Config, resident: Resident, account: Account | None) -> Config:
+    """The run's configuration, whose noise is solved for the owner's δ where that is smaller."""
+    if account is None or account.owner.epsilon is None:
+        return config
+    client = resident.node.client
+    delta = account.delta(_rows(resident, client))
+    asked = config.privacy.delta or 1 / (2 * len(resident.federation.trained[client]))
+    privacy = config.privacy.model_copy(update={"delta": min(delta, asked)})
+    return config.model_copy(update={"privacy": privacy})
+
+
+def _rows(resident: Resident, client: str) -> int:
+    """All rows of a client: under an owner's ε no run may use a part of them."""
+    federation = resident.federation
+    return len(federation.trained[client]) + len(federation.held[client])
+
+
+def _believed(spent: Sequence[float], q: float, most: int) -> tuple[float, float, int]:
+    """What the server says that this client spent in this run, whose account is missing. Raises
+    UserError where it cannot be: another q than this client's, or more steps than the run has."""
+    sigma, said, steps = spent
+    if not (NOISELESS <= sigma <= LARGEST and said == q):
+        raise UserError("the order says that this client spent what it never can have")
+    return sigma, q, int(_between(steps, 0, most, "spent"))
+
+
+def _between(value: float, low: int, high: int, name: str) -> int:
+    """A number of an order that is to be whole and within bounds. Raises UserError."""
+    if not (low <= value <= high and value == int(value)):
+        raise UserError(f"the order's {name} = {value:g} is no number from {low} to {high}")
+    return int(value)
+
+
+def _pin(resident: Resident, store: Store, client: str) -> None:
     """A run keeps the rows, and their division, that it began with: another seed would hold out
     what was trained on. Raises UserError where they changed."""
-    path, client = store.path / "rows.txt", resident.node.client
+    path = store.path / "rows.txt"
     now = "\n".join(resident.rows_digest(client, split) for split in ("train", "heldout"))
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, now, 0o600)
     elif path.read_text("utf-8") != now:
         raise UserError(
@@ -145,24 +162,3 @@ def _pin(resident: Resident, store: Store) -> None:
             "this run began with, so its account does not hold for them: put them back, or start "
             "another run"
         )
-
-
-def release_key(
-    resident: Resident, order: Order, tensors: Tensors, split: str, peers: tuple[str, ...] = ()
-) -> str:
-    """A digest of all that a release depends on but its noise: the adapter, the rows, how they are
-    used, and who shares the passes, as sums are rounded otherwise in other company. Only where
-    nothing differs may the same noise be used again: on two releases that differ it would show
-    their difference."""
-    config = resident.config.model_dump(mode="json", exclude={"run", "simulation"})
-    facts = [
-        order.purpose,
-        order.round,
-        order.scale,
-        fingerprint(manifest(tensors)),
-        resident.rows_digest(order.client, split),
-        config,
-        *([peers] if len(peers) > 1 else []),
-        *([resident.config.run.rounds] if resident.config.train.counts_rounds else []),
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -3,11 +3,14 @@
     <root>/run-<experiment>/client-<client>/
         view-0003-1.safetensors    a view as it was to be held
         own-0003.safetensors       its own parts after training in round 3
+        reply-train.safetensors    the reply to the last order to train, and to the last to evaluate
 
 The server names what it builds on, so a round that is repeated starts from before it. Besides that
-only the newest older one is kept, in case the server has to fall back a round.
+only the newest older one is kept, in case the server has to fall back a round. A reply is kept by a
+digest of its order: the same order again gets the same reply.
 """
 
+import json
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -16,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedlora import profile
-from fedlora.runs import save
+from fedlora.runs import save, saved
 from fedlora.tensors import Tensors
+from fedlora.wire import Parcel
 
 
 class Missing(Exception):
@@ -32,21 +36,21 @@ class Store:
     """One client's files for one experiment."""
 
     def __init__(self, root: Path, experiment: str, client: str) -> None:
-        self.path = root / f"run-{_plain(experiment)}" / f"client-{_plain(client)}"
+        self.path = root / f"run-{plain(experiment)}" / f"client-{plain(client)}"
 
     def view(self, tag: str) -> Tensors:
-        return self._load(f"view-{_plain(tag)}")
+        return self._load(f"view-{plain(tag)}")
 
     def own(self, round: int) -> Tensors:
         return self._load(f"own-{round:04d}")
 
     def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
-        self._keep("view-", view, _plain(tag), _plain(basis))
+        self._keep("view-", view, plain(tag), plain(basis))
 
     @profile.timed("store")
     def keep_same_view(self, tag: str, basis: str) -> None:
         """The view `basis` under another name: the same file, as nobody writes into one."""
-        held, same = (self.path / f"view-{_plain(x)}.safetensors" for x in (basis, tag))
+        held, same = (self.path / f"view-{plain(x)}.safetensors" for x in (basis, tag))
         aside = same.with_name(f".{same.name}.{os.getpid()}")
         try:
             os.link(held, aside)
@@ -54,12 +58,32 @@ class Store:
         except OSError:  # not every file system knows links
             self.keep_view(self.view(basis), tag, basis)
         else:
-            self._prune("view-", _plain(tag), _plain(basis))
+            self._prune("view-", plain(tag), plain(basis))
         finally:
             aside.unlink(missing_ok=True)  # it is still there where both were one file before
 
     def keep_own(self, own: Tensors, round: int, basis: int) -> None:
         self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
+
+    @profile.timed("store")
+    def keep_reply(self, purpose: str, order: str, reply: Parcel) -> None:
+        """For its owner alone to read, as it may hold what no server ever got."""
+        told = {"order": order, "facts": reply.facts, "metrics": reply.metrics}
+        self.path.mkdir(parents=True, exist_ok=True)
+        save(reply.tensors, self._reply(purpose), {"told": json.dumps(told)}, mode=0o600)
+
+    @profile.timed("store")
+    def reply(self, purpose: str, order: str) -> Parcel | None:
+        """The reply to this order, if it is the last one that was kept, and whole."""
+        try:
+            tensors, metadata = saved(self._reply(purpose))
+            told = json.loads(metadata["told"])
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None
+        return Parcel(told["facts"], tensors, told["metrics"]) if told["order"] == order else None
+
+    def _reply(self, purpose: str) -> Path:
+        return self.path / f"reply-{plain(purpose)}.safetensors"
 
     @profile.timed("store")
     def _load(self, name: str) -> Tensors:
@@ -81,6 +105,6 @@ class Store:
             (self.path / name).unlink()
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name that came from elsewhere, as part of a file name that leads nowhere else."""
     return quote(name, safe="")

@@ -23,6 +23,17 @@ def write(path: Path, text: str, mode: int = 0o666) -> None:
         aside.unlink(missing_ok=True)
 
 
+def record(path: Path, text: str) -> None:
+    """A file for its owner alone, all of it or nothing, that is on disk when this returns, with the
+    folders that are new."""
+    folder = path.parent
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    write(path, text, 0o600)
+    for each in (folder, *(each.parent for each in new)):
+        sync(each)
+
+
 def sync(folder: Path) -> None:
     """Force to disk what was renamed or made in a folder."""
     handle = os.open(folder, os.O_RDONLY)

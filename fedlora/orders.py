@@ -1,7 +1,17 @@
 """What the server asks of a client, and what a client answers, as facts beside the tensors."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from dataclasses import asdict, field, fields
+from typing import Annotated, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
 
 from fedlora.strategy import Client, Purpose
 from fedlora.wire import Facts, Parcel, WireError
@@ -9,9 +19,10 @@ from fedlora.wire import Facts, Parcel, WireError
 OPTIONAL = {"own", "drop", "tails", "planned", "spent", "server_rows"}
 
 Status = Literal["ok", "stale", "spent", "error", "wrong"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]  # becomes part of file names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class Order:
     """One client's work in one phase of a round.
 
@@ -19,22 +30,23 @@ class Order:
     `fingerprint` its digest. `own` is the round whose kept tensors the client is to use (0: none).
     """
 
-    experiment: str
-    round: int
+    experiment: Name
+    round: NonNegativeInt
     purpose: Purpose
     client: str
-    rank: int
-    scale: float
-    examples: int
-    tag: str
-    basis: str
+    rank: PositiveInt
+    scale: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+    examples: PositiveInt
+    tag: Name
+    basis: Name | Literal[""]
     fingerprint: str
-    own: int = 0
+    own: NonNegativeInt = 0
     drop: list[str] = field(default_factory=list)
     tails: list[str] = field(default_factory=list)
-    planned: int = 0  # rounds that the run expects this client to take part in, if it is private
-    # of its privacy, as far as the server knows: σ, q, steps; or nothing
-    spent: list[float] = field(default_factory=list)
+    # if the run is private: the rounds that it expects this client to take part in, and, of its
+    # privacy, what the server knows (σ, q, steps; or nothing)
+    planned: NonNegativeInt = 0
+    spent: Annotated[list[float], Field(max_length=3)] = field(default_factory=list)
     server_rows: bool = False  # evaluate on the server's rows too, where the client has them
 
     def facts(self) -> Facts:
@@ -43,11 +55,13 @@ class Order:
 
     @classmethod
     def read(cls, facts: Facts) -> "Order":
+        """Raises WireError, naming the fact, where one is missing or not what it is to be."""
+        known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         try:
-            names = [f.name for f in fields(cls) if f.name in facts or f.name not in OPTIONAL]
-            return cls(**{name: facts[name] for name in names})
-        except KeyError as e:
-            raise WireError(f"the order lacks {e}") from None
+            return cls(**known)
+        except ValidationError as e:
+            wrong = e.errors()[0]
+            raise WireError(f"the order's {wrong['loc'][0]}: {wrong['msg']}") from None
 
     def as_client(self) -> Client:
         return Client(self.client, self.rank, self.scale, self.examples)

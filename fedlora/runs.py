@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedlora import files, settings
@@ -236,16 +236,30 @@ def comparison_dir(config: Config) -> Path:
     return path
 
 
-def save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+def save(
+    tensors: Tensors, path: Path, metadata: dict[str, str] | None = None, mode: int = 0o666
+) -> None:
     """Tensors as a safetensors file, written aside and renamed; nothing is left of it where that
-    fails, as on a full disk."""
+    fails, as on a full disk.
+
+    Args:
+        mode: who may read and write the file, less the process's umask.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {k: t.detach().contiguous().clone() for k, t in tensors.items()}
+    temporary.unlink(missing_ok=True)
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         save_file(plain, temporary, metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def saved(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata that `save` wrote. Raises OSError or SafetensorError."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
-What stays on the server: the secrets of central privacy, what simulated clients keep, what W&B
+What stays on the server: what central privacy keeps, what simulated clients keep, what W&B
 uploads, all checkpoints but the latest, and files that would make the whole larger than `LIMIT`.
 """
 
@@ -17,7 +17,7 @@ from fedlora.runs import RunDir
 
 PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
-STAYS = {"privacy.json", "sampling.json", "clients", "wandb"}
+STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb"}
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """Privacy as the server sees it: what clients say they spent, and central noise of its own."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 
-import torch
+from safetensors import SafetensorError
 
+from fedlora import files
 from fedlora.errors import UserError
 from fedlora.guard import called
 from fedlora.privacy import plan
-from fedlora.privacy.budget import Spent, epsilon, pay
+from fedlora.privacy.budget import Spent, epsilon, pay, secret
 from fedlora.privacy.central import noised
-from fedlora.privacy.entropy import generator
+from fedlora.privacy.entropy import uniforms
 from fedlora.privacy.ledger import Ledger
 from fedlora.resident import Resident
-from fedlora.runs import Row, RunDir
+from fedlora.runs import Row, RunDir, save, saved
 from fedlora.strategy import Round
 from fedlora.tensors import Tensors, select
 from fedlora.views import fingerprint, manifest
@@ -22,6 +24,7 @@ from server.roster import Member, Roster
 
 BUDGET = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
 STATISTICS = ("clipped", "gradient_norm")
+KEPT = ("sampled.json", "noised.safetensors")  # of central privacy, in the run directory
 
 
 def note(member: Member, metrics: Mapping[str, float]) -> None:
@@ -59,29 +62,40 @@ def largest(roster: Roster) -> Row:
 
 
 class Central:
-    """Noise on each round's sum of clipped updates, and who is in it.
+    """Noise on each round's sum of clipped updates, and who is in it. A round that is repeated, as
+    the server ended in its middle, has the same clients and the same noised sum.
 
-    <run>/privacy.json    what was spent; on disk before the noised sum exists
-    <run>/sampling.json   the secret that the round's clients are drawn from
+    <run>/privacy.json           what was spent; on disk before the noised sum exists
+    <run>/sampled.json           the clients of the latest round, which nobody else may know
+    <run>/noised.safetensors     what came of its sum
     """
 
     def __init__(self, resident: Resident, run: RunDir, roster: Roster) -> None:
         self.resident, self.config, self.roster = resident, resident.config, roster
         self.ledger = Ledger(run.path / "privacy.json")
-        self.sampling = Ledger(run.path / "sampling.json")
+        self._sampled, self._noised = (run.path / name for name in KEPT)
 
     def sample(self, present: list[str], state: Tensors, number: int) -> list[str]:
         """Each client with chance q, whoever else is in (Poisson sampling)."""
         mechanism = self.ledger.mechanism or self.ledger.plan(
             plan.server_mechanism(self.config, self.roster.founders)
         )
-        self.sampling.plan(mechanism)
-        privacy, key = self.config.privacy, _key(number, state)
-        secret = pay(self.sampling, privacy, key, 0, "sample", number)
-        draws = torch.rand(len(present), generator=generator(secret, "clients"))
-        return [
-            c for c, u in zip(present, draws.tolist(), strict=True) if u < mechanism.sample_rate
-        ]
+        key = _key(number, state)
+        if (drawn := self._drawn(key)) is None:
+            draws = uniforms(
+                len(present), secret(self.config.privacy, "sample", number), "clients"
+            ).tolist()
+            drawn = [c for c, u in zip(present, draws, strict=True) if u <= mechanism.sample_rate]
+            files.record(self._sampled, json.dumps({"round": key, "clients": drawn}))
+        return [c for c in drawn if c in present]
+
+    def _drawn(self, key: str) -> list[str] | None:
+        """Who was drawn for this round, if it is the latest."""
+        try:
+            kept = json.loads(self._sampled.read_text("utf-8"))
+            return [str(c) for c in kept["clients"]] if kept["round"] == key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def noised(self, state: Tensors, mean: Tensors, count: int, number: int) -> Tensors:
         """The shared parts after a round of `count` clients with this mean. Raises UserError where
@@ -89,26 +103,37 @@ class Central:
         mechanism, privacy = self.ledger.mechanism, self.config.privacy
         assert mechanism is not None
         key = _key(number, state, mean, count)
+        if kept := self._kept(key):
+            return kept
         try:
-            secret = pay(self.ledger, privacy, key, 1, "noise", number)
+            own = pay(self.ledger, privacy, 1, "noise", number)
         except Spent as e:
             raise UserError(f"{e}; what it buys is the model of round {number - 1}") from None
         strategy = self.resident.strategy
         trains = called(strategy, "trains", Round(number, seed=self.config.run.seed))
-        start = select(state, strategy.shared & trains & self.resident.adapter.parts)
-        return noised(
-            start,
+        found = noised(
+            select(state, strategy.shared & trains & self.resident.adapter.parts),
             mean,
             count,
             mechanism.sample_rate * self.roster.founders,
             mechanism.noise_multiplier * privacy.clip,
-            generator(secret, "noise"),
+            own,
         )
+        save(found, self._noised, {"round": key}, mode=0o600)
+        return found
+
+    def _kept(self, key: str) -> Tensors | None:
+        """What came of this round's sum, if it is the latest and whole."""
+        try:
+            tensors, metadata = saved(self._noised)
+        except (OSError, SafetensorError):
+            return None
+        return tensors if metadata.get("round") == key else None
 
     def close(self) -> None:
-        """The run is over: with the last secret, its noise could be taken off the model."""
-        self.ledger.forget()
-        self.sampling.forget()
+        """The run is over: who was in its last round is nobody's to know."""
+        for path in (self._sampled, self._noised):
+            path.unlink(missing_ok=True)
 
     def spent(self) -> Row:
         mechanism = self.ledger.mechanism

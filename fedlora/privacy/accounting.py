@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from fedlora import cancel
 from fedlora.errors import UserError
 
 Kind = Literal["rdp", "prv"]
@@ -36,6 +37,7 @@ LARGE = np.geomspace(64, 1024, 25).astype(int).tolist()
 FRACTIONAL = 11  # orders up to here are refined: above, it gains under .1 %
 NOISELESS = 1e-3  # a smaller σ counts as none: its ε is over a hundred thousand
 GRID = 2**20  # points of a numerical privacy loss: up to a second and 100 MB
+TRIES = 64  # of each search for a noise multiplier
 ROUNDING = 1e-13  # δ per step under which the rounding of FFTs shows in ε (seen at q = 1)
 
 
@@ -93,7 +95,11 @@ def noise_multiplier(
             "or delta"
         )
 
+    if steps < 1:
+        raise UserError(f"{steps} steps cost nothing, whatever the noise: none can be solved for")
+
     def cost(sigma: float) -> float:
+        cancel.check()
         return epsilon([(sigma, sample_rate, steps)], delta, kind)
 
     if kind == "prv":  # costly, and a little below: start from there
@@ -107,12 +113,20 @@ def noise_multiplier(
 def _solved(cost: Callable[[float], float], high: float, factor: float, target: float) -> float:
     """σ with .99·target ≤ cost(σ) ≤ target, for a falling `cost`, near `high`: false position in
     logarithms, where the cost is almost a straight line."""
-    while (cheap := cost(high)) > target:
+    for _ in range(TRIES):
+        if (cheap := cost(high)) <= target:
+            break
         high *= factor
+    else:
+        raise _unsolved(target)
     low = high / factor
-    while (dear := cost(low)) <= target:
+    for _ in range(TRIES):
+        if (dear := cost(low)) > target:
+            break
         high, cheap, low = low, dear, low / factor
-    for _ in range(64):
+    else:
+        raise _unsolved(target)
+    for _ in range(TRIES):
         if cheap >= 0.99 * target:
             return high
         share = 0.5
@@ -125,9 +139,14 @@ def _solved(cost: Callable[[float], float], high: float, factor: float, target: 
             high, cheap = middle, found
         else:
             low, dear = middle, found
-    raise UserError(
-        f"privacy.epsilon = {target:g} asks for almost no noise, and no noise multiplier was found "
-        "that gives it: give a smaller epsilon, or privacy.noise_multiplier"
+    raise _unsolved(target)
+
+
+def _unsolved(target: float) -> UserError:
+    return UserError(
+        f"no noise multiplier was found that gives privacy.epsilon = {target:g}, which asks for "
+        "almost no noise or for more than there can be: give another epsilon, or "
+        "privacy.noise_multiplier"
     )
 
 

@@ -12,6 +12,7 @@ arXiv:1710.06963, algorithm 1 with flat clipping and the estimator of fixed deno
 
 import torch
 
+from fedlora.privacy.entropy import normals
 from fedlora.tensors import Tensors
 
 
@@ -33,7 +34,7 @@ def noised(
     count: int,
     expected: float,
     deviation: float,
-    generator: torch.Generator,
+    secret: bytes,
 ) -> Tensors:
     """The new values of `start`, which holds every shared part.
 
@@ -42,12 +43,12 @@ def noised(
             where nobody came, which takes noise all the same.
         expected: q K, the number of clients that a round is expected to have.
         deviation: σ C, that of the noise on the sum.
-        generator: where the noise comes from, drawn in the order of names.
+        secret: where the noise comes from, an independent stream a name.
     """
     out = {}
-    for name in sorted(start):
+    for name in start:
         x = start[name].double()
         total = count * (mean[name].double() - x) if name in mean else torch.zeros_like(x)
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        noise = normals(x.shape, secret, "noise", name)
         out[name] = (x + (total + deviation * noise) / expected).float()
     return out

@@ -1,43 +1,40 @@
-"""Generators that privacy's noise and sampling come from.
+"""Random numbers that protect: every draw comes from a secret, through a cipher.
 
-Torch's CPU generator keeps only the low 32 bits of a seed: whoever sees one noised update could try
-all of them and take the noise off. Here its whole state is filled instead, from a secret.
+A release has one secret of 32 bytes, which is used once. Each purpose of it (the noise of a tensor
+in a step, the rows of a step, …) has a key of its own, and ChaCha20's stream under that key gives
+the draws: whoever sees all draws of one purpose learns nothing of another, nor of the key. Torch's
+own generators would not do. Mersenne Twister's state follows from 20,000 draws, and a part that has
+no gradient, as A while B = 0, shows its draws bare; Philox takes 64 bits for a seed.
 
-What is not claimed: Mersenne Twister is no cryptographic generator (its state follows from 624
-outputs that are known exactly; noise added to unknown gradients gives none of them away exactly),
-and nothing here protects from floating-point or timing side channels (Mironov 2012). Normals in
-float32 are made of 24-bit uniforms and end at 5.77 deviations on a CPU; float64's end at 8.57.
+A normal is the sum of four, over two (Holohan and Braghin 2021, arXiv:2107.10138): an output in
+floating point fits too many combinations of four for the gaps between possible outputs to tell the
+noise from what it hides (Mironov 2012). They are made of 53-bit uniforms in float64 by
 
-Torch's CPU state, 632 64-bit words: seed | left, seeded | next | 624 state words | cached normals.
+    z = ½ Σ_{k=1..4} sqrt(−2 ln u_k) cos 2π v_k,        and the same u, v with sin for its neighbour
+
+(Box and Muller), of which each ends at 8.57 deviations. All is drawn on the CPU, so that a CPU and
+a GPU get the same numbers.
 """
 
 import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
 
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
-_SIZE, _FIRST, _WORDS = 632, 3, 624
-_HEADER = (1 << 32 | 1, 0)  # seeded, and one left: the next draw makes 624 fresh words
+SECRET = 32  # bytes
+SUMMED = 4  # normals that one is made of
+CHUNK = 2**15  # normals made at once, which a core's cache has room for
 
 
-def generator(secret: bytes, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose draws follow from all of `secret` and `name`, independent by name.
-
-    CPU: all 19,937 bits of Mersenne Twister's state are expanded by SHAKE-256. Elsewhere: Philox,
-    seeded with 64 bits of the same hash, as it takes no more. Raises RuntimeError if torch keeps
-    its state otherwise than is known here.
-    """
-    digest = hashlib.shake_256(len(secret).to_bytes(8, "little") + secret + name.encode())
-    made = torch.Generator(device)
-    if made.device.type != "cpu":
-        return made.manual_seed(int.from_bytes(digest.digest(8), "little"))
-    words = torch.frombuffer(bytearray(digest.digest(4 * _WORDS)), dtype=torch.int32)
-    state = _fresh(made)
-    state.view(torch.int64)[_FIRST : _FIRST + _WORDS] = words.long() & 0xFFFFFFFF
-    made.set_state(state)
-    if not torch.equal(made.get_state(), state):
-        raise _changed()
-    return made
+def fresh() -> bytes:
+    """A secret from the operating system, for one release."""
+    return os.urandom(SECRET)
 
 
 def insecure(seed: int, *path: object) -> bytes:
@@ -47,22 +44,49 @@ def insecure(seed: int, *path: object) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=32).digest()
 
 
-def _fresh(made: torch.Generator) -> Tensor:
-    """A state just seeded, no normal cached, checked to have the layout that is known."""
-    state = made.manual_seed(1).get_state()
-    if state.dtype != torch.uint8 or state.numel() != 8 * _SIZE:
-        raise _changed()
-    fields = state.view(torch.int64).tolist()
-    words, cached = fields[_FIRST : _FIRST + _WORDS], fields[_FIRST + _WORDS :]
-    # Mersenne Twister's own initialisation from seed 1, the first words and the range of all.
-    known = [1, 1812433254, 3713160357]
-    if tuple(fields[1:3]) != _HEADER or words[:3] != known or any(cached) or max(words) >> 32:
-        raise _changed()
-    return state
+def uniforms(count: int, secret: bytes, *purpose: str | int) -> Tensor:
+    """(count,) float64 in (0, 1], multiples of 2⁻⁵³; the same for the same secret and purpose."""
+    return _uniforms(_Keystream(secret, purpose), count)
 
 
-def _changed() -> RuntimeError:
-    return RuntimeError(
-        f"torch {torch.__version__} keeps its generator's state in a layout that is not known "
-        "here: secret noise cannot be drawn with it"
-    )
+def normals(shape: Sequence[int], secret: bytes, *purpose: str | int) -> Tensor:
+    """Standard normals of this shape, float64; the same for the same secret and purpose."""
+    count = math.prod(shape)
+    out = torch.empty(count, dtype=torch.float64)
+    stream = _Keystream(secret, purpose)
+    for start in range(0, count, CHUNK):
+        piece = out[start : start + CHUNK]
+        piece.copy_(_normals(stream, len(piece) + len(piece) % 2)[: len(piece)])
+    return out.view(tuple(shape))
+
+
+class _Keystream:
+    """ChaCha20 under the key of one purpose: blake2b, keyed with the secret, over its name."""
+
+    def __init__(self, secret: bytes, purpose: Sequence[str | int]) -> None:
+        name = json.dumps(purpose).encode()
+        key = hashlib.blake2b(name, key=secret, digest_size=32, person=b"fedlora privacy").digest()
+        # The nonce may be constant, as no key is used for two purposes.
+        self._cipher = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+    def words(self, count: int) -> Tensor:
+        """The next (count,) 64-bit words, as int64."""
+        return torch.frombuffer(
+            bytearray(self._cipher.update(bytes(8 * count))), dtype=torch.int64, count=count
+        )
+
+
+def _uniforms(stream: _Keystream, count: int) -> Tensor:
+    if count == 0:
+        return torch.empty(0, dtype=torch.float64)
+    top = stream.words(count).bitwise_right_shift_(11).bitwise_and_(2**53 - 1)
+    return top.double().add_(1).mul_(2.0**-53)
+
+
+def _normals(stream: _Keystream, count: int) -> Tensor:
+    """(count,), an even number."""
+    u, v = _uniforms(stream, SUMMED * count).view(2, SUMMED, count // 2)
+    radius = u.log().mul_(-2).sqrt_()
+    angle = v.mul(2 * math.pi)
+    pairs = torch.stack((angle.cos().mul_(radius).sum(0), angle.sin().mul_(radius).sum(0)))
+    return pairs.view(count).mul_(SUMMED**-0.5)

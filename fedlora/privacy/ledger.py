@@ -6,7 +6,6 @@ lose a release that was paid for, but cannot make one that was not.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,17 +14,13 @@ from fedlora import files
 from fedlora.errors import UserError
 from fedlora.privacy.accounting import History, Mechanism, merged
 
-SECRET = 32  # bytes
-
 
 @dataclass(frozen=True)
 class _State:
-    """What the file holds. `key` and `secret` are those of the latest spend, empty before it."""
+    """What the file holds."""
 
     mechanism: Mechanism | None = None
     history: History = field(default_factory=list)
-    key: str = ""
-    secret: bytes = b""
 
 
 class Ledger:
@@ -57,30 +52,10 @@ class Ledger:
             self._write(state)
         return state.mechanism or mechanism
 
-    def spend(self, key: str, steps: int) -> bytes:
-        """Add `steps` of the plan; the 32 bytes that this release draws all its randomness from.
-
-        `key` is a digest of everything that goes into the release. A repeat with the key of the
-        spend just before is the same release again: it costs nothing and gets the same bytes, so a
-        round that is repeated after a crash ends in the same bits. Any other key forgets them.
-        """
+    def spend(self, steps: int) -> None:
+        """Add `steps` of the plan."""
         state = self._read()
-        if _repeats(state, key):
-            return state.secret
-        secret = os.urandom(SECRET)
-        history = merged([*state.history, _step(state, steps)])
-        self._write(replace(state, history=history, key=key, secret=secret))
-        return secret
-
-    def repeats(self, key: str) -> bool:
-        """Whether a spend with this key would be the repeat of the one just before."""
-        return _repeats(self._read(), key)
-
-    def forget(self) -> None:
-        """Erase the latest secret, once its release cannot be asked for again."""
-        state = self._read()
-        if state.secret:
-            self._write(replace(state, key="", secret=b""))
+        self._write(replace(state, history=merged([*state.history, _step(state, steps)])))
 
     def adopt(self, history: Iterable[Sequence[float]]) -> None:
         """Take over what somebody else knows was spent, for a disk that was lost or put back.
@@ -117,18 +92,7 @@ class Ledger:
             raise _damaged(self.path, why) from why
 
     def _write(self, state: _State) -> None:
-        """All of it or nothing, and on disk, with the folders that are new."""
-        folder = self.path.parent
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**asdict(state), "secret": state.secret.hex()})
-        files.write(self.path, text, 0o600)
-        for path in (folder, *(path.parent for path in new)):
-            files.sync(path)
-
-
-def _repeats(state: _State, key: str) -> bool:
-    return bool(state.secret) and state.key == key
+        files.record(self.path, json.dumps(asdict(state)))
 
 
 def _step(state: _State, steps: int) -> tuple[float, float, int]:
@@ -157,13 +121,16 @@ def _check(history: Iterable[Sequence[float]]) -> None:
 def _parsed(text: str) -> _State:
     """Raises ValueError, KeyError, TypeError or AttributeError where the text is no ledger."""
     data = json.loads(text)
-    plan, secret = data["mechanism"], bytes.fromhex(data["secret"])
-    history = [(float(sigma), float(q), int(steps)) for sigma, q, steps in data["history"]]
-    _check(history)
-    if len(secret) not in (0, SECRET):
-        raise ValueError(f"a secret of {len(secret)} bytes")
+    plan, history = data["mechanism"], parsed(data["history"])
     mechanism = Mechanism(**{k: float(v) for k, v in plan.items()}) if plan is not None else None
-    return _State(mechanism, history, str(data["key"]), secret)
+    return _State(mechanism, history)
+
+
+def parsed(entries: Iterable[Sequence[float]]) -> History:
+    """A history as JSON has it. Raises ValueError or TypeError where it is none."""
+    history = [(float(sigma), float(q), int(steps)) for sigma, q, steps in entries]
+    _check(history)
+    return history
 
 
 def _damaged(path: Path, why: Exception) -> UserError:

@@ -30,10 +30,10 @@ def counted(norms: Tensor, clip: float) -> Tensor:
     return torch.bincount(bins, minlength=len(EDGES) + 1).float()
 
 
-def noised(counts: Tensor, sigma: float, steps: int, generator: torch.Generator) -> Tensor:
-    """The counts of that many steps together, each step's with noise σ / b."""
-    draw = torch.randn(counts.shape, generator=generator, dtype=torch.float64)
-    return counts + sigma / SHARE * steps**0.5 * draw
+def noised(counts: Tensor, sigma: float, steps: int, normals: Tensor) -> Tensor:
+    """The counts of that many steps together, each step's with noise σ / b; `normals` (bins,) are
+    standard ones."""
+    return counts + sigma / SHARE * steps**0.5 * normals
 
 
 def share_clipped(counts: Tensor, rows: float) -> float:

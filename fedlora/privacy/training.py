@@ -7,7 +7,7 @@ A step that drew no row is noise alone. The sum is divided by the expected numbe
 drawn one, which would tell how many there were.
 
 Abadi et al., "Deep Learning with Differential Privacy" (2016), arXiv:1607.00133, algorithm 1; the
-optimizer and the sampler are Opacus's.
+optimizer is Opacus's.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from fedlora.optimizers import ALONE, Turn
 from fedlora.privacy import norms
 from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.engines import per_example
-from fedlora.privacy.entropy import generator
+from fedlora.privacy.entropy import normals, uniforms
 from fedlora.streams import forked
 from fedlora.tasks import Task
 from fedlora.training import fresh
@@ -56,38 +56,33 @@ class Updates:
             updater: moves the parameters once their gradients are private.
             rows: n, of this client.
             mechanism: σ (zero: none), q and δ.
-            secret: what every draw comes from: samples, noise, dropout.
+            secret: what every draw comes from: samples, noise, dropout. Used for this alone.
         """
-        from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-
         from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
 
         self.parameters: list[Any] = [p for g in updater.param_groups for p in g["params"]]
         self._privacy, self._secret = privacy, secret
-        self._sigma, q = mechanism.noise_multiplier, mechanism.sample_rate
-        self._steps = settings.steps_a_round(rows)
-        self._expected = q * rows
+        self._sigma, self._q = mechanism.noise_multiplier, mechanism.sample_rate
+        self._rows, self._steps = rows, settings.steps_a_round(rows)
+        self._expected = self._q * rows
+        self._drawn = 0  # steps
         self._updater = Optimizer(
             updater,
             noise_multiplier=norms.stretched(self._sigma) if privacy.statistics else self._sigma,
             max_grad_norm=privacy.clip,
             expected_batch_size=self._expected,
-            generator=generator(secret, "noise", self.parameters[0].device),
-        )
-        self._samples = iter(
-            UniformWithReplacementSampler(
-                num_samples=rows,
-                sample_rate=q,
-                steps=self._steps,
-                generator=generator(secret, "rows"),
-            )
+            secret=secret,
         )
         self._counts = torch.zeros(len(norms.EDGES) + 1)
 
     def draw(self) -> list[int] | None:
         """The rows of the next step, perhaps none; None after the last."""
         self._updater.zero_grad()
-        return next(self._samples, None)
+        if self._drawn == self._steps:
+            return None
+        draws = uniforms(self._rows, self._secret, "rows", self._drawn)
+        self._drawn += 1
+        return (draws <= self._q).nonzero()[:, 0].tolist()
 
     @profile.timed("optimizer")
     def take(self, last: bool) -> None:
@@ -110,8 +105,8 @@ class Updates:
         """What the round releases beside the tensors."""
         if not self._privacy.statistics:
             return Private(None, None)
-        draw = generator(self._secret, "histogram")
-        counts = norms.noised(self._counts, self._sigma, self._steps, draw)
+        draws = normals(self._counts.shape, self._secret, "histogram")
+        counts = norms.noised(self._counts, self._sigma, self._steps, draws)
         clipped = norms.share_clipped(counts, self._expected * self._steps)
         return Private(clipped, norms.median(counts, self._privacy.clip))
 

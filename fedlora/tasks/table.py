@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fedlora.models import tokenizer_digest
-from fedlora.runs import save
+from fedlora.runs import save, saved
 from fedlora.tasks.encoded import Encoded
-from fedlora.tensors import Tensors
 from fedlora.views import fingerprint, manifest
 
 
@@ -55,9 +54,7 @@ def _write(path: Path, key: str, table: Encoded) -> None:
 def _read(path: Path, key: str) -> Encoded | None:
     """None where there is no such file, or where it is another's or damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            tensors: Tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        tensors, told = saved(path)
     except (OSError, SafetensorError):
         return None
     if told != {"key": key, "digest": fingerprint(manifest(tensors))}:

@@ -67,14 +67,13 @@ class Workload:
         return training.fresh(adapter, adapter.parts, self.settings.train, 1, Turn())
 
     def private(self, adapter: Adapter, rows: int) -> dict[str, Any]:
-        """What every optimizer of Opacus is told."""
+        """What every optimizer of Opacus is told. Left to itself, it draws torch's own noise."""
         privacy = self.settings.privacy
         return {
             "optimizer": self.optimizer(adapter),
             "noise_multiplier": privacy.noise_multiplier,
             "max_grad_norm": privacy.clip,
             "expected_batch_size": rows,
-            "generator": entropy.generator(entropy.insecure(0), "noise", self.device),
         }
 
 
@@ -97,7 +96,7 @@ def engine(name: str, load: Workload, adapter: Adapter, rows: int) -> Iterator[S
     """One of `fedlora.privacy.engines`, stepped as `fedlora.privacy.training` does."""
     from fedlora.privacy.optimizer import Optimizer
 
-    updater = Optimizer(**load.private(adapter, rows))
+    updater = Optimizer(secret=entropy.insecure(0), **load.private(adapter, rows))
     with per_example(name, adapter, adapter.parts) as gradients:
 
         def step(batch: Batch) -> int:

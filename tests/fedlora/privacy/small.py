@@ -14,7 +14,7 @@ from fedlora.adapters import Adapter
 from fedlora.config import Train
 from fedlora.config.privacy import Privacy
 from fedlora.privacy.accounting import Mechanism
-from fedlora.privacy.entropy import generator
+from fedlora.privacy.entropy import uniforms
 from fedlora.privacy.training import Private, train
 from fedlora.streams import stream
 from fedlora.tensors import Tensors
@@ -81,8 +81,8 @@ def fit(
 
 def drawn(secret: bytes, q: float, n: int, steps: int) -> list[list[int]]:
     """The rows of each step: each with chance q, whatever the others."""
-    draw = generator(secret, "rows")
-    return [torch.where(torch.rand(n, generator=draw) < q)[0].tolist() for _ in range(steps)]
+    draws = [uniforms(n, secret, "rows", step).tolist() for step in range(steps)]
+    return [[i for i, u in enumerate(us) if u <= q] for us in draws]
 
 
 def gradient(made: Adapter, row: Tensor) -> list[Tensor]:

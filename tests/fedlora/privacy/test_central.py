@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora.privacy.central import clipped, noised
+from fedlora.privacy.entropy import insecure, normals
 from fedlora.streams import stream
 
 SHAPES = {"x.A": (3, 5), "x.B": (7, 3), "head.bias": (2,)}
@@ -52,22 +53,21 @@ def test_the_arguments_are_left_alone():
     start, update = tensors("start"), tensors("update", size=9.0)
     before = [t.clone() for t in (*start.values(), *update.values())]
     clipped(update, start, 0.1)
-    noised(start, update, 3, 2.0, 1.0, stream(0))
+    noised(start, update, 3, 2.0, 1.0, b"secret")
     assert all(map(torch.equal, before, (*start.values(), *update.values())))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_new_state_is_the_equation(count):
-    """x + (Σ Δ_i + σC ξ) / (qK) in float64, ξ drawn in the order of names, with a denominator that
-    does not depend on who came."""
+    """x + (Σ Δ_i + σC ξ) / (qK) in float64, ξ a stream of its own for each name, with a
+    denominator that does not depend on who came."""
     start, updates = tensors("start"), [tensors("update", i) for i in range(count)]
     mean = {k: torch.stack([u[k] for u in updates]).mean(0) for k in SHAPES}
     expected, deviation = 4.5, 0.8
-    found = noised(start, mean, count, expected, deviation, stream(0, "noise"))
-    draw = stream(0, "noise")
-    for k in sorted(SHAPES):
+    found = noised(start, mean, count, expected, deviation, b"secret")
+    for k in SHAPES:
         total = sum(u[k].double() - start[k].double() for u in updates)
-        noise = torch.randn(SHAPES[k], generator=draw, dtype=torch.float64)
+        noise = normals(SHAPES[k], b"secret", "noise", k)
         exact = start[k].double() + (total + deviation * noise) / expected
         torch.testing.assert_close(found[k].double(), exact, rtol=1e-6, atol=1e-6)
         assert found[k].dtype == torch.float32
@@ -77,10 +77,9 @@ def test_the_new_state_is_the_equation(count):
 def test_a_round_that_nobody_came_to_is_noise():
     """Every shared part moves all the same, or silence would tell that nobody was there."""
     start = tensors("start")
-    found = noised(start, {}, 0, 2.0, 0.5, stream(0, "noise"))
-    draw = stream(0, "noise")
-    for k in sorted(SHAPES):
-        noise = torch.randn(SHAPES[k], generator=draw, dtype=torch.float64)
+    found = noised(start, {}, 0, 2.0, 0.5, b"secret")
+    for k in SHAPES:
+        noise = normals(SHAPES[k], b"secret", "noise", k)
         exact = start[k].double() + 0.25 * noise
         torch.testing.assert_close(found[k].double(), exact, rtol=1e-6, atol=1e-7)
 
@@ -88,9 +87,7 @@ def test_a_round_that_nobody_came_to_is_noise():
 def test_noise_has_the_deviation_promised():
     """σC/(qK) on every coordinate, independent between them."""
     start = {k: torch.zeros(shape) for k, shape in SHAPES.items()}
-    draws = torch.stack(
-        [flat(noised(start, start, 2, 5.0, 3.0, stream(0, i))) for i in range(3000)]
-    )
+    draws = torch.stack([flat(noised(start, start, 2, 5.0, 3.0, insecure(i))) for i in range(3000)])
     covariance = torch.cov(draws.T) / (3.0 / 5.0) ** 2
     torch.testing.assert_close(
         covariance, torch.eye(len(covariance), dtype=torch.float64), rtol=0, atol=0.15
@@ -106,6 +103,6 @@ def test_one_client_more_moves_the_state_by_its_bound():
     found = []
     for present in (updates, updates[:-1]):
         mean = {k: torch.stack([u[k] for u in present]).mean(0) for k in SHAPES}
-        found.append(flat(noised(start, mean, len(present), expected, 1.0, stream(0, "noise"))))
+        found.append(flat(noised(start, mean, len(present), expected, 1.0, b"secret")))
     distance = float((found[0] - found[1]).norm())
     assert distance == pytest.approx(bound / expected, rel=1e-5)

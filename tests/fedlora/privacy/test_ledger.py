@@ -30,10 +30,10 @@ def ledger(path):
 def test_a_new_ledger_is_empty_and_writes_nothing(path):
     """Looking does not make a file; the first change makes its folders."""
     ledger = Ledger(path)
-    assert (ledger.history, ledger.mechanism, ledger.repeats("")) == ([], None, False)
+    assert (ledger.history, ledger.mechanism) == ([], None)
     ledger.adopt([])
     with pytest.raises(ValueError, match="no plan"):
-        ledger.spend("a", 1)
+        ledger.spend(1)
     assert not path.parent.parent.exists()
     ledger.plan(PLAN)
     assert path.is_file()
@@ -47,43 +47,22 @@ def test_the_first_plan_stays(ledger, path):
 
 def test_spending_adds_up(ledger, path):
     """Equal entries are one; what comes next can be asked for without spending it."""
-    ledger.spend("a", 30)
+    ledger.spend(30)
     assert ledger.after(5) == [(1.5, 0.1, 35)]
-    ledger.spend("b", 30)
+    ledger.spend(30)
     assert ledger.history == Ledger(path).history == [(1.5, 0.1, 60)]
-    ledger.spend("c", 0)  # randomness that costs nothing
+    ledger.spend(0)
     assert ledger.history == [(1.5, 0.1, 60)]
     with pytest.raises(ValueError, match="-1 steps"):
-        ledger.spend("d", -1)
-
-
-def test_a_repeat_is_the_same_release(ledger, path):
-    """The same key again, also by another process: no cost, the same 32 bytes. Another key has
-    others, and the ones before are forgotten, on disk too."""
-    first = ledger.spend("a", 30)
-    assert len(first) == 32
-    assert Ledger(path).repeats("a") and not ledger.repeats("b")
-    assert Ledger(path).spend("a", 30) == first
-    assert ledger.history == [(1.5, 0.1, 30)]
-    second = ledger.spend("b", 30)
-    assert second != first and first.hex() not in path.read_text("utf-8")
-    assert ledger.spend("a", 30) not in (first, second)
-    assert ledger.history == [(1.5, 0.1, 90)]
-
-
-def test_secrets_come_from_the_operating_system(ledger, monkeypatch):
-    """And from nothing else."""
-    monkeypatch.setattr(os, "urandom", lambda n: bytes(range(n)))
-    assert ledger.spend("a", 1) == bytes(range(32))
+        ledger.spend(-1)
 
 
 def test_only_the_owner_may_read(ledger, path):
-    """The file holds the secret of the latest release; a leftover that others may read does not
-    give it its mode."""
+    """Also where a leftover that others may read is in the way."""
     aside = path.with_name(".privacy.json.new")
     aside.touch(0o666)
     aside.chmod(0o666)
-    ledger.spend("a", 1)
+    ledger.spend(1)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -99,15 +78,15 @@ def test_on_disk_before_it_is_answered_for(ledger, path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), rename(a, b)))
-    ledger.spend("a", 1)
+    ledger.spend(1)
     assert done == ["True", "rename", "folder"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_crash_leaves_the_old_record(ledger, path, monkeypatch, call):
     """Cut off while writing or before the rename: nothing was answered, nothing is half written,
-    no secret lies about, and the next spend works."""
-    before = ledger.spend("a", 30)
+    and the next spend works."""
+    ledger.spend(30)
 
     def crash(*args):
         raise OSError("power")
@@ -115,19 +94,18 @@ def test_a_crash_leaves_the_old_record(ledger, path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, crash)
         with pytest.raises(OSError, match="power"):
-            ledger.spend("b", 30)
+            ledger.spend(30)
     assert [p.name for p in path.parent.iterdir()] == ["privacy.json"]
     assert Ledger(path).history == [(1.5, 0.1, 30)]
-    assert Ledger(path).spend("a", 30) == before
     path.with_name(".privacy.json.new").write_text("{", "utf-8")  # of a process that was killed
-    ledger.spend("b", 30)
+    ledger.spend(30)
     assert Ledger(path).history == [(1.5, 0.1, 60)]
 
 
 def test_every_cut_or_wrong_file_is_refused(ledger, path):
     """No beginning of a file, and no file with a field gone or out of range, counts as nothing
     spent: the message names the file, and it is left as it is."""
-    ledger.spend("a", 30)
+    ledger.spend(30)
     whole = path.read_bytes()
     data = json.loads(whole)
     wrong = [whole[:n] for n in range(len(whole))] + [b"[]", b"{}", b"null", b"\xff\xfe"]
@@ -140,15 +118,13 @@ def test_every_cut_or_wrong_file_is_refused(ledger, path):
         {"history": None},
         {"mechanism": {"noise_multiplier": 1.0}},
         {"mechanism": [1.5]},
-        {"secret": "abcd"},
-        {"secret": "no hex"},
     ):
         wrong.append(json.dumps({**data, **change}).encode())
     for text in wrong:
         path.write_bytes(text)
         for use in (
             lambda: ledger.history,
-            lambda: ledger.spend("a", 30),
+            lambda: ledger.spend(30),
             lambda: ledger.plan(PLAN),
             lambda: ledger.adopt([(1.0, 0.1, 3)]),
         ):
@@ -165,13 +141,12 @@ def test_what_somebody_else_knows(ledger, path):
     """A lost disk learns what was spent; less than is known changes nothing."""
     ledger.adopt([(1.5, 0.1, 40)])
     assert ledger.history == [(1.5, 0.1, 40)]
-    ledger.spend("a", 10)
+    ledger.spend(10)
     text = path.read_text("utf-8")
     ledger.adopt([(1.5, 0.1, 20), (1.5, 0.1, 30)])
     assert path.read_text("utf-8") == text
     ledger.adopt([(1.5, 0.1, 60), (2.0, 0.1, 7)])
     assert ledger.history == [(1.5, 0.1, 60), (2.0, 0.1, 7)]
-    assert ledger.repeats("a")
 
 
 @pytest.mark.parametrize("said", [(-1.0, 0.1, 3), (1.0, 2.0, 3), (float("nan"), 0.1, 3)])
@@ -200,16 +175,3 @@ def test_adopting_never_lowers(tmp_path_factory, own, said):
     ledger.adopt(said)
     found = epsilon(ledger.history, 1e-5)
     assert found >= max(epsilon(own, 1e-5), epsilon(said, 1e-5))
-
-
-def test_a_secret_can_be_forgotten_and_nothing_else(tmp_path):
-    """What was spent stays; the secret is on no disk, and the same key is a new release."""
-    ledger = Ledger(tmp_path / "privacy.json")
-    ledger.forget()
-    assert not ledger.path.exists()
-    ledger.plan(Mechanism(1.0, 0.1, 1e-5))
-    secret = ledger.spend("key", 3)
-    ledger.forget()
-    assert secret.hex() not in ledger.path.read_text()
-    assert ledger.history == [(1.0, 0.1, 3)] and not ledger.repeats("key")
-    assert ledger.spend("key", 3) != secret and ledger.history == [(1.0, 0.1, 6)]

@@ -12,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora.privacy import norms
+from fedlora.privacy.entropy import normals
 from fedlora.streams import stream
 
 CLIPS = st.floats(2**-10, 2**10, width=32)
 NORMS = st.lists(st.floats(0, 2**20, width=32), min_size=1, max_size=60)
-EXACT = torch.Generator()  # its draws are multiplied by zero
+DRAWS = torch.randn(8, generator=stream(0), dtype=torch.float64)
 
 
-def released(values, clip, sigma=0.0, steps=1, generator=EXACT):
+def released(values, clip, sigma=0.0, steps=1):
     counts = norms.counted(torch.tensor(values), clip)
-    return norms.noised(counts, sigma, steps, generator)
+    return norms.noised(counts, sigma, steps, DRAWS)
 
 
 @given(NORMS, CLIPS)
@@ -58,9 +59,8 @@ def test_a_row_adds_at_most_one_to_both_sums_together(gradient, clip, sigma):
     g = torch.tensor(gradient, dtype=torch.float64)
     cut = g * min(1.0, clip / float(g.norm())) if g.norm() > 0 else g
     bin = norms.counted(g.norm().float()[None], clip).double()
-    noise = released([0.0], clip, sigma, 1, stream(0)) - released([0.0], clip)
-    draws = torch.randn(8, generator=stream(0))
-    histogram = float((noise / draws).median())  # the deviation of a count's noise
+    noise = released([0.0], clip, sigma) - released([0.0], clip)
+    histogram = float((noise / DRAWS).median())  # the deviation of a count's noise
     whole = torch.cat([cut / clip / norms.stretched(sigma), bin / histogram])
     assert float(whole.norm()) <= 1 / sigma * (1 + 1e-5)
     if g.norm() >= clip:
@@ -72,7 +72,10 @@ def test_the_noise_of_counts():
     sigma, steps, draws = 1.7, 5, 4000
     counts = torch.arange(8.0, dtype=torch.float64)
     noise = torch.stack(
-        [norms.noised(counts, sigma, steps, stream(0, "x", i)) - counts for i in range(draws)]
+        [
+            norms.noised(counts, sigma, steps, normals((8,), b"secret", i)) - counts
+            for i in range(draws)
+        ]
     )
     variance = sigma**2 * steps / 0.2**2
     covariance = torch.cov(noise.T) / variance

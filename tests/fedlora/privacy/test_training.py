@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedlora.privacy import norms as histogram
-from fedlora.privacy.entropy import generator, insecure
+from fedlora.privacy.entropy import insecure, normals
 from tests.fedlora.privacy.small import (
     POISON,
     ROWS,
@@ -86,13 +86,11 @@ def test_memory_is_no_matter(engine):
 
 
 def noise_alone(parts, deviation, steps):
-    """What N(0, deviation²) moves, drawn step by step in the order of parameters."""
-    draw, total = generator(SECRET, "noise"), {}
-    for _ in range(steps):
-        for name, p in parts.items():
-            xi = deviation * torch.randn(p.shape, generator=draw, dtype=torch.float64)
-            total[name] = total.get(name, 0) - xi
-    return total
+    """What N(0, deviation²) moves: a stream of its own for each step and parameter."""
+    return {
+        name: -deviation * sum(normals(p.shape, SECRET, "noise", step, i) for step in range(steps))
+        for i, (name, p) in enumerate(parts.items())
+    }
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -154,8 +152,7 @@ def test_statistics_are_noised():
     for i in chain(*steps):
         counts[sum(every[i] > clip * edge for edge in histogram.EDGES)] += 1
     exact = histogram.share_clipped(counts, 0.4 * N * 3)
-    draw = generator(SECRET, "histogram")
-    counts = counts + sigma * 3**0.5 / 0.2 * torch.randn(8, generator=draw, dtype=torch.float64)
+    counts = counts + sigma * 3**0.5 / 0.2 * normals((8,), SECRET, "histogram")
     assert told.clipped == pytest.approx(histogram.share_clipped(counts, 0.4 * N * 3), rel=1e-5)
     assert told.gradient_norm == pytest.approx(histogram.median(counts, clip), rel=1e-5)
     assert told.clipped != pytest.approx(exact, rel=1e-3)

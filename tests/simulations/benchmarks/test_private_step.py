@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor
 
 import strategies
@@ -23,6 +22,7 @@ from simulations.benchmarks.contenders import (
     private_round,
 )
 from tests.federation import World
+from tests.fedlora.privacy.small import drawn
 
 LOOSE, TIGHT = 1e3, 0.5  # norms of the tiny model's rows are between
 
@@ -124,12 +124,10 @@ def test_rounds_count_their_rows(world: World, tmp_path: Path) -> None:
     load = Workload(tiny(world, tmp_path), "cpu")
     n, train = len(load.encoded), load.settings.train
     for number in range(2):
-        draw = entropy.generator(entropy.insecure(0, "benchmark", number), "rows")
-        q = train.batch_size / n
-        sampler = UniformWithReplacementSampler(
-            num_samples=n, sample_rate=q, steps=train.steps, generator=draw
+        steps = drawn(
+            entropy.insecure(0, "benchmark", number), train.batch_size / n, n, train.steps
         )
-        assert private_round(load, load.adapter(), number) == sum(map(len, sampler))
+        assert private_round(load, load.adapter(), number) == sum(map(len, steps))
         assert plain_round(load, load.adapter(), number) == train.steps * train.batch_size
 
 

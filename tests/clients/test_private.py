@@ -1,4 +1,4 @@
-"""A client's private releases: when the same noise may be used again, and an owner's account."""
+"""A client's private releases, and the account of their owner."""
 
 import json
 from dataclasses import replace
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import strategies
 from clients import private
+from clients.account import LEDGERS, Account
+from clients.owner import Owner
 from clients.passes import conclude
-from clients.private import release_key
 from clients.store import Store
 from fedlora import settings
 from fedlora.errors import UserError
@@ -42,71 +42,12 @@ ORDER = Order(
     planned=3,
     spent=[],
 )
-TENSORS = {"layer.A": torch.ones(2, 3)}
 
 
 def resident(world: World, root: Path, **given: object) -> Resident:
     flat = {k.replace("__", ".", 1): v for k, v in given.items()}
     tree = world.tree(root, {"strategy.name": "fedit", "privacy.epsilon": 3.0, **flat})
     return Resident(*settings.resolve(tree, strategies.load))
-
-
-def test_a_repeat_has_the_same_key(world: World, tmp_path: Path) -> None:
-    """What a restart may change (the order's bookkeeping, the number of rounds, workers) is no
-    other release."""
-    first = release_key(resident(world, tmp_path), ORDER, TENSORS, "train")
-    order = replace(ORDER, tag="other", basis="0001-1", planned=5, spent=[1.0, 0.1, 3.0])
-    again = resident(world, tmp_path, run__rounds=9, simulation__workers=3)
-    assert release_key(again, order, dict(TENSORS), "train") == first
-
-
-def test_a_schedule_over_all_rounds_makes_their_number_count(world: World, tmp_path: Path) -> None:
-    """Steps of other sizes are another release; over each round they are the same."""
-    for over, same in (("federation", False), ("round", True)):
-        given = {"train__schedule": "linear", "train__schedule_over": over}
-        keys = [
-            release_key(resident(world, tmp_path, **given, run__rounds=n), ORDER, TENSORS, "train")
-            for n in (5, 9)
-        ]
-        assert (keys[0] == keys[1]) == same
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"train__lr": 0.5},
-        {"train__steps": 5},
-        {"privacy__clip": 0.5},
-        {"adapter__dropout": 0.1},
-        {"data__max_length": 8},
-        {"strategy__name": "ffa"},
-        {"model__name": "another"},
-    ],
-    ids=str,
-)
-def test_another_configuration_is_another_release(
-    world: World, tmp_path: Path, given: dict[str, object]
-) -> None:
-    """Whatever the server changes in what is computed, the noise is drawn anew: from two releases
-    with the same noise their difference could be read off."""
-    first = release_key(resident(world, tmp_path), ORDER, TENSORS, "train")
-    assert release_key(resident(world, tmp_path, **given), ORDER, TENSORS, "train") != first
-
-
-def test_another_order_adapter_or_split_is_another_release(world: World, tmp_path: Path) -> None:
-    """So is another round, phase, client, scale, value of a tensor, or set of rows."""
-    here = resident(world, tmp_path)
-    changed = {"layer.A": TENSORS["layer.A"] + 1e-6}
-    found = [
-        release_key(here, ORDER, TENSORS, "train"),
-        release_key(here, replace(ORDER, round=3), TENSORS, "train"),
-        release_key(here, replace(ORDER, purpose="evaluate"), TENSORS, "train"),
-        release_key(here, replace(ORDER, client="films"), TENSORS, "train"),
-        release_key(here, replace(ORDER, scale=2.5), TENSORS, "train"),
-        release_key(here, ORDER, changed, "train"),
-        release_key(here, ORDER, TENSORS, "heldout"),
-    ]
-    assert len(set(found)) == len(found)
 
 
 CAP = 3.2
@@ -124,15 +65,18 @@ def one_run(owned: Owned, root: Path, cap: float | None = CAP, **given: Any) -> 
 
 
 def histories(owned: Owned, ran: Ran) -> list[list[tuple[float, float, int]]]:
-    """What the node's ledgers of a run hold, training's and scores'."""
-    folder = Path(owned.nodes["books"]["state-dir"]) / f"run-{ran.run.experiment}/client-books"
-    names = ("privacy.json", "privacy-heldout.json")
-    return [[tuple(e) for e in json.loads((folder / n).read_text())["history"]] for n in names]
+    """What the node's account has of a run, of training and of scores; its own ledgers agree."""
+    state = Path(owned.nodes["books"]["state-dir"])
+    folder = state / f"run-{ran.run.experiment}/client-books"
+    kept = json.loads((state / "account-books.json").read_text())["spent"][ran.run.experiment]
+    for kind, name in LEDGERS.items():
+        assert kept.get(kind, []) == json.loads((folder / name).read_text())["history"]
+    return [[tuple(e) for e in kept.get(kind, [])] for kind in LEDGERS]
 
 
 def test_an_owners_cap_holds_over_all_runs(world: World, tmp_path: Path) -> None:
     """The second run gets as many rounds as ε of all its steps, and of all that the first did,
-    stays below the cap at its own δ; then the client sits out and says whose limit it is."""
+    stays below the cap at the owner's δ; then the client sits out and says whose limit it is."""
     owned = Owned(world, tmp_path)
     first = one_run(owned, tmp_path / "one")
     trained, scored = histories(owned, first)
@@ -149,7 +93,7 @@ def test_an_owners_cap_holds_over_all_runs(world: World, tmp_path: Path) -> None
     again, scores = histories(owned, second)
     assert again == [(sigma, q, 4 * fits)]
     assert epsilon([*trained, *scored, *scores], delta) <= CAP
-    assert any("owner allows ε = 3.2 over all runs" in why for *_, why in second.watch.reasons)
+    assert any("owner allows over all runs" in why for *_, why in second.watch.reasons)
 
 
 def test_without_a_cap_runs_do_not_count_together(world: World, tmp_path: Path) -> None:
@@ -161,23 +105,23 @@ def test_without_a_cap_runs_do_not_count_together(world: World, tmp_path: Path) 
 
 
 @pytest.fixture
-def capped(world: World, tmp_path: Path) -> tuple[Resident, Store]:
-    """A node's resident and its store in a run, where another run is whole."""
+def capped(world: World, tmp_path: Path) -> tuple[Resident, Store, Account]:
+    """A node's resident, its store in a run and its account, where another run is whole."""
     file = tmp_path / "books.jsonl"
     lines = world.data.read_text().splitlines()
     file.write_text("".join(x + "\n" for x in lines if json.loads(x)["domain"] == "books"))
     made = resident(world, tmp_path)
-    made.node = Node(str(file), "books", cap=CAP)
-    other = Ledger(tmp_path / "run-other/client-books/privacy.json")
-    other.adopt([(1.0, 0.1, 5)])
-    return made, Store(tmp_path, "e", "books")
+    made.node = Node(str(file), "books")
+    Ledger(tmp_path / "run-other/client-books/privacy.json").adopt([(1.0, 0.1, 5)])
+    given = {"client": "books", "data": str(file), "epsilon": CAP, "state-dir": str(tmp_path)}
+    return made, Store(tmp_path, "e", "books"), Account(tmp_path, Owner.read(given), "books")
 
 
-def release(resident: Resident, store: Store, round: int = 2) -> dict[str, float]:
+def release(resident: Resident, store: Store, account: Account, round: int = 2) -> dict[str, float]:
     """What a round of training tells."""
     order, rows = replace(ORDER, round=round), resident.encoded("books", "train")
     member = Member(resident.adapter.initial(), 2.0, rows)
-    talk = private.train(resident, store, order, TENSORS, member, {"A", "B"})
+    talk = private.train(resident, store, order, member, {"A", "B"}, account)
 
     def failed(e: Exception) -> Parcel:
         raise e
@@ -186,37 +130,60 @@ def release(resident: Resident, store: Store, round: int = 2) -> dict[str, float
     return found[1]
 
 
-def test_a_damaged_account_of_another_run_stops_a_release(
-    capped: tuple[Resident, Store], tmp_path: Path
+def test_a_lost_account_is_made_of_the_runs_own_ledgers(
+    capped: tuple[Resident, Store, Account],
 ) -> None:
-    """It is never passed over, nor one that may not be read."""
+    """What other runs' ledgers hold counts, of this client alone; one that is damaged, or may not
+    be read, stops the release."""
+    account = capped[-1]
+    Ledger(account.path.parent / "run-other/client-films/privacy.json").adopt([(0.1, 1.0, 50)])
     release(*capped)
-    other = tmp_path / "run-other/client-books/privacy.json"
+    kept = json.loads(account.path.read_text())["spent"]
+    assert kept["other"] == {"train": [[1.0, 0.1, 5]]} and kept["e"]["train"]
+    account.path.unlink()
+    other = account.path.parent / "run-other/client-books/privacy.json"
     other.write_text(other.read_text()[:-9])
     with pytest.raises(UserError, match=r"run-other.*cannot be read"):
         release(*capped, round=3)
 
 
-def test_a_repeat_costs_nothing_under_a_cap(capped: tuple[Resident, Store], tmp_path: Path) -> None:
-    """A round that is done again after a crash is answered though the cap is reached since."""
-    told = release(*capped)
-    Ledger(tmp_path / "run-other/client-books/privacy-heldout.json").adopt([(0.5, 1.0, 50)])
-    assert release(*capped) == told
-    with pytest.raises(Spent, match="owner allows"):
+def test_a_damaged_account_stops_a_release(capped: tuple[Resident, Store, Account]) -> None:
+    """It is never passed over."""
+    release(*capped)
+    path = capped[-1].path
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match=r"account-books.*cannot be read"):
         release(*capped, round=3)
 
 
-def test_other_clients_accounts_are_theirs(capped: tuple[Resident, Store], tmp_path: Path) -> None:
-    """Another client of the same state directory has rows of its own."""
-    Ledger(tmp_path / "run-other/client-films/privacy.json").adopt([(0.1, 1.0, 50)])
-    release(*capped)
+def test_the_account_pays_before_the_run_and_for_nothing_that_the_run_cannot(
+    capped: tuple[Resident, Store, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the account is the one that has it written down; a run whose own
+    budget is spent costs the account nothing."""
+    made, _, account = capped
+
+    def spent() -> int:
+        return sum(n for _, _, n in json.loads(account.path.read_text())["spent"]["e"]["train"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "spend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            release(*capped)
+    assert spent() == 4
+    made.config = made.config.model_copy(
+        update={"privacy": made.config.privacy.model_copy(update={"epsilon": 0.01})}
+    )
+    with pytest.raises(Spent, match="privacy budget"):
+        release(*capped, round=3)
+    assert spent() == 4
 
 
-def test_a_run_keeps_its_division_of_the_rows(capped: tuple[Resident, Store]) -> None:
+def test_a_run_keeps_its_division_of_the_rows(capped: tuple[Resident, Store, Account]) -> None:
     """Under another seed what was trained on would be held out, and paid for from its budget."""
     release(*capped)
-    first, store = capped
+    first, *rest = capped
     run = first.config.run.model_copy(update={"seed": 1})
     other = Resident(first.config.model_copy(update={"run": run}), first.strategy, first.node)
     with pytest.raises(UserError, match="not those that this run began with"):
-        release(other, store)
+        release(other, *rest)

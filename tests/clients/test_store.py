@@ -1,5 +1,6 @@
 """A client's disk: what the server may still build on is there, and no more."""
 
+import math
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from clients.store import Missing, Store
+from fedlora.streams import stream
+from fedlora.wire import Parcel
 
 
 @pytest.fixture
@@ -102,3 +105,27 @@ def test_a_view_that_stays_the_same_has_another_name(store, monkeypatch, links):
     assert held.samefile(same) is links
     store.keep_view(tensors(2), "0002-0", "0001-1")
     assert float(store.view("0001-1")["layer.B"][0, 0]) == 1
+
+
+def test_a_reply_is_there_again_for_its_own_order_alone(store):
+    """Tensors in their formats, facts and metrics with an infinite one; the last of each purpose;
+    for its owner alone to read. One that is damaged is none."""
+    reply = Parcel(
+        {"status": "ok", "round": 3},
+        {"layer.A": torch.randn(2, 3, generator=stream(0, "reply")).bfloat16()},
+        {"epsilon": math.inf, "steps": 3.0},
+    )
+    assert store.reply("train", "one") is None
+    store.keep_reply("train", "one", reply)
+    store.keep_reply("evaluate", "one", Parcel({"status": "ok"}, {}, {}))
+    again = store.reply("train", "one")
+    assert (again.facts, again.metrics) == (reply.facts, reply.metrics)
+    assert torch.equal(again.tensors["layer.A"], reply.tensors["layer.A"])
+    assert store.reply("train", "other") is None and not store.reply("evaluate", "one").tensors
+    files = sorted(store.path.iterdir())
+    assert [p.stat().st_mode & 0o777 for p in files] == [0o600, 0o600]
+    store.keep_reply("train", "two", reply)
+    assert store.reply("train", "one") is None
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-3])
+    assert store.reply("train", "two") is None

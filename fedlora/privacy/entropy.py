@@ -1,7 +1,7 @@
 """Random numbers that protect: every draw comes from a secret, through a cipher.
 
-A release has one secret of 32 bytes, which is used once. Each purpose of it (the noise of a tensor
-in a step, the rows of a step, …) has a key of its own, and ChaCha20's stream under that key gives
+A release has one secret of 32 bytes, which is used once. Each purpose of it (8,192 coordinates of the
+noise of a tensor in a step, the rows of a step, …) has a key of its own, and ChaCha20's stream under that key gives
 the draws: whoever sees all draws of one purpose learns nothing of another, nor of the key. Torch's
 own generators would not do. Mersenne Twister's state follows from 20,000 draws, and a part that has
 no gradient, as A while B = 0, shows its draws bare; Philox takes 64 bits for a seed.
@@ -21,6 +21,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -29,7 +30,7 @@ from torch import Tensor
 
 SECRET = 32  # bytes
 SUMMED = 4  # normals that one is made of
-CHUNK = 2**15  # normals made at once, which a core's cache has room for
+CHUNK = 2**13  # normals of one stream: a core's cache has room for them
 
 
 def fresh() -> bytes:
@@ -53,10 +54,18 @@ def normals(shape: Sequence[int], secret: bytes, *purpose: str | int) -> Tensor:
     """Standard normals of this shape, float64; the same for the same secret and purpose."""
     count = math.prod(shape)
     out = torch.empty(count, dtype=torch.float64)
-    stream = _Keystream(secret, purpose)
-    for start in range(0, count, CHUNK):
+
+    def fill(start: int) -> None:
         piece = out[start : start + CHUNK]
+        stream = _Keystream(secret, (*purpose, start))
         piece.copy_(_normals(stream, len(piece) + len(piece) % 2)[: len(piece)])
+
+    starts = range(0, count, CHUNK)
+    if len(starts) > 1 < torch.get_num_threads():
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            [*pool.map(fill, starts)]
+    else:
+        [*map(fill, starts)]
     return out.view(tuple(shape))
 
 

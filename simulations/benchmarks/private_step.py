@@ -26,6 +26,7 @@ from rich.table import Table
 
 from fedlora.config import Adapter, Config, Train
 from fedlora.config.privacy import Privacy
+from fedlora.privacy import entropy
 from simulations.benchmarks.contenders import CONTENDERS, Workload, plain_round, private_round
 from simulations.benchmarks.memory import peaks
 from simulations.benchmarks.timing import Spread, alternated, clock, ratio_of_medians, spread
@@ -37,6 +38,7 @@ CONFIG = Config(
 )
 WARM_UP = 1  # batches, and rounds, that are not counted
 ROUND = "round"  # a client's whole private round
+COORDINATES = (74_498, 1_000_000, 40_000_000)  # the default model's adapter and head; larger ones
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class Result:
     ratio_of_medians: float
     memory: float | None = None  # MB above the loaded process
     memory_over_plain: float | None = None  # MB
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the noise of one step takes; it is drawn on the CPU, whatever the device."""
+
+    coordinates: int
+    threads: int
+    milliseconds: Spread  # of the process's time
 
 
 def measure(config: Config, device: str, sizes: Sequence[int], repeats: int) -> list[Result]:
@@ -128,7 +139,9 @@ def _bracketed(s: Spread, digits: int) -> str:
     return f"{s.median:.{digits}f} ({s.low:.{digits}f}–{s.high:.{digits}f})"
 
 
-def report(config: Config, repeats: int, results: Sequence[Result]) -> dict[str, Any]:
+def report(
+    config: Config, repeats: int, results: Sequence[Result], drawn: Sequence[Noise]
+) -> dict[str, Any]:
     """The results and what they were measured on and with, for JSON."""
     return {
         "machine": {
@@ -147,6 +160,7 @@ def report(config: Config, repeats: int, results: Sequence[Result]) -> dict[str,
             asdict(r) | {k: getattr(r, k)._asdict() for k in ("milliseconds", "ratio")}
             for r in results
         ],
+        "noise": [asdict(r) | {"milliseconds": r.milliseconds._asdict()} for r in drawn],
     }
 
 
@@ -155,6 +169,30 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def noise(repeats: int) -> list[Noise]:
+    """The draws of one step, of adapters of several sizes, by as many threads as torch has."""
+    return [Noise(n, torch.get_num_threads(), spread(_drawn(n, repeats))) for n in COORDINATES]
+
+
+def _drawn(coordinates: int, repeats: int) -> list[float]:
+    """Milliseconds of each draw."""
+    now, found = clock("cpu"), []
+    for number in range(repeats):
+        started = now()
+        entropy.normals((coordinates,), entropy.insecure(0), "noise", number)
+        found.append(1e3 * (now() - started))
+    return found
+
+
+def noise_table(results: Sequence[Noise]) -> Table:
+    shown = Table(title="The noise of one step: medians (quartiles)", box=box.SIMPLE_HEAD)
+    for header in ("coordinates", "threads", "ms"):
+        shown.add_column(header, justify="right", no_wrap=True)
+    for r in results:
+        shown.add_row(f"{r.coordinates:,}", str(r.threads), _bracketed(r.milliseconds, 0))
+    return shown
 
 
 def _sizes(text: str) -> list[int]:
@@ -174,8 +212,12 @@ def main(arguments: Sequence[str] | None = None, config: Config = CONFIG) -> Non
         found = measure(config, device, given.batches, given.repeats)
         Console().print(table(device, found))
         results += found
+    drawn = noise(max(1, given.repeats // 2))
+    Console().print(noise_table(drawn))
     if given.json:
-        given.json.write_text(json.dumps(report(config, given.repeats, results), indent=1) + "\n")
+        given.json.write_text(
+            json.dumps(report(config, given.repeats, results, drawn), indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
@@ -40,7 +41,7 @@ def test_normals_are_sums_of_four_by_box_and_muller(shape):
     """½ Σ sqrt(−2 ln u) (cos, sin) 2πv, in Python's own floats."""
     count = math.prod(shape)
     pairs = (count + 1) // 2
-    unit = [((word >> 11) + 1) / 2**53 for word in words(8 * pairs, "noise", 0, 1)]
+    unit = [((word >> 11) + 1) / 2**53 for word in words(8 * pairs, "noise", 0, 1, 0)]
     u, v = unit[: 4 * pairs], unit[4 * pairs :]
     expected = [
         sum(
@@ -73,6 +74,17 @@ def test_every_bit_of_the_secret_counts():
         flipped[bit // 8] ^= 1 << bit % 8
         seen.add(tuple(uniforms(2, bytes(flipped), "a").tolist()))
     assert len(seen) == 257
+
+
+@pytest.mark.parametrize("count", [entropy.CHUNK, entropy.CHUNK + 1, 3 * entropy.CHUNK + 5])
+def test_the_number_of_threads_changes_nothing(monkeypatch, count):
+    """Each chunk is a stream of its own, whoever makes it."""
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        made.append(normals((count,), SECRET, "threads"))
+    assert torch.equal(*made)
+    assert torch.equal(made[0][: entropy.CHUNK], normals((entropy.CHUNK,), SECRET, "threads"))
 
 
 def test_normals_are_normal():

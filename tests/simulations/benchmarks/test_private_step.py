@@ -188,11 +188,12 @@ def test_it_says_everything_it_measured(
         },
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(private_step, "COORDINATES", (10, 20_000))
     path = tmp_path / "found.json"
     arguments = ["--batches", "2,4", "--repeats", "2", "--json", str(path)]
     private_step.main(arguments, tiny(world, tmp_path))
     told, found = capsys.readouterr().out, json.loads(path.read_text())
-    assert found.keys() == {"machine", "versions", "settings", "results"}
+    assert found.keys() == {"machine", "versions", "settings", "results", "noise"}
     assert found["machine"]["threads"] == 1
     assert found["settings"]["privacy"]["noise_multiplier"] == 1.0
     results = {(r["contender"], r["batch"]): r for r in found["results"]}
@@ -201,6 +202,7 @@ def test_it_says_everything_it_measured(
         assert name in told
         assert results[name, 4]["memory_over_plain"] == 10 * i
         assert f"{10.0 * i:+.1f}" in told
+    assert [n["coordinates"] for n in found["noise"]] == [10, 20_000] and "20,000" in told
     assert results["plain", 2]["ratio"] == {"low": 1, "median": 1, "high": 1}
     for r in results.values():
         assert 0 < r["milliseconds"]["low"] <= r["milliseconds"]["high"]

@@ -1,10 +1,11 @@
 """Random numbers that protect: every draw comes from a secret, through a cipher.
 
-A release has one secret of 32 bytes, which is used once. Each purpose of it (8,192 coordinates of the
-noise of a tensor in a step, the rows of a step, …) has a key of its own, and ChaCha20's stream under that key gives
-the draws: whoever sees all draws of one purpose learns nothing of another, nor of the key. Torch's
-own generators would not do. Mersenne Twister's state follows from 20,000 draws, and a part that has
-no gradient, as A while B = 0, shows its draws bare; Philox takes 64 bits for a seed.
+A release has one secret of 32 bytes, which is used once. Each purpose of it (the rows of a step,
+8,192 coordinates of the noise of a tensor in a step, …) has a key of its own, and ChaCha20's stream
+under that key gives the draws: whoever sees all draws of one purpose learns nothing of another, nor of
+the key. Torch's own generators would not do. Mersenne Twister's state follows from 20,000 draws,
+and a part that has no gradient, as A while B = 0, shows its draws bare; Philox takes 64 bits for a
+seed.
 
 A normal is the sum of four, over two (Holohan and Braghin 2021, arXiv:2107.10138): an output in
 floating point fits too many combinations of four for the gaps between possible outputs to tell the

@@ -2,8 +2,8 @@
 
 A release has one secret of 32 bytes, which is used once. Each purpose of it (the rows of a step,
 8,192 coordinates of the noise of a tensor in a step, …) has a key of its own, and ChaCha20's stream
-under that key gives the draws: whoever sees all draws of one purpose learns nothing of another, nor of
-the key. Torch's own generators would not do. Mersenne Twister's state follows from 20,000 draws,
+under that key gives the draws: whoever sees all draws of one purpose learns nothing of another, nor
+of the key. Torch's own generators would not do. Mersenne Twister's state follows from 20,000 draws,
 and a part that has no gradient, as A while B = 0, shows its draws bare; Philox takes 64 bits for a
 seed.
 

@@ -19,7 +19,7 @@ POINTS = 2**16
 CASES = [
     (sigma, q, steps, delta)
     for sigma, q, steps, delta in product(
-        (0.6, 1.0, 3.0), (0.01, 0.1, 0.5, 1.0), (1, 40, 400), (1e-3, 1e-6)
+        (0.6, 1.0, 3.0), (0.01, 0.1, 0.5, 1.0), (1, 400), (1e-3, 1e-6)
     )
     if q * math.sqrt(steps) / sigma < 12
 ]

@@ -16,6 +16,7 @@ from fedlora.errors import UserError
 from fedlora.generation import Speaker
 from fedlora.streams import stream
 from fedlora.tasks.chat import Messages
+from fedlora.untrusted import block
 
 SHOWN = 3  # rows of a table
 LETTERS = 400  # of a text in a table
@@ -79,8 +80,8 @@ def side_by_side(found: Sequence[Answer]) -> Table:
 
 def shortened(text: str) -> str:
     """A text as it fits into a table, without what would steer the terminal."""
-    plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-    return plain if len(plain) <= LETTERS else plain[: LETTERS - 1] + "…"
+    shown = block(text[: LETTERS + 1])
+    return shown if len(shown) <= LETTERS else shown[: LETTERS - 1] + "…"
 
 
 def _chosen(speaker: Speaker, rows: Dataset, seed: int) -> list[int]:

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fedlora.report import Row, private, rounds_of, whole
+from fedlora.untrusted import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, apart for every kind of colour vision; their yellow is too pale on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+LETTERS = 40  # of a name beside a line
 INK, PALE = "#333333", "#9A9A9A"
 
 Label = tuple[float, str, str]  # the height where a line ends, its name and colour
@@ -175,7 +177,7 @@ def _label(axes: "Axes", labels: Iterable[Label]) -> None:
     heights = spread([y for y, _, _ in labels], 0.055 * (high - low), low, high)
     beside = axes.get_yaxis_transform()  # x in widths of the panel, y in the data's units
     for y, (_, text, colour) in zip(heights, labels, strict=True):
-        label = axes.text(1.02, y, text, color=colour, fontsize=9, va="center", transform=beside)
+        label = axes.text(1.02, y, plain(text, LETTERS), color=colour, fontsize=9, va="center", transform=beside)
         label.set_parse_math(False)  # a client may be called $\frac$
 
 

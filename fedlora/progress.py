@@ -10,6 +10,7 @@ from rich import progress
 from rich.console import Console
 
 from fedlora.report import amount, number
+from fedlora.untrusted import LONG, plain
 
 
 class Observer:
@@ -84,16 +85,17 @@ class Progress(Observer):
 
     def phase(self, round: int, name: str, clients: int) -> None:
         self.bars.reset(
-            self.over_clients, description=name, total=clients, visible=clients > 0, last=""
+            self.over_clients, description=plain(name), total=clients, visible=clients > 0, last=""
         )
 
     def client(
         self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
     ) -> None:
-        last = _printable(client if loss is None else f"{client}: loss {number(loss, 4)}")
+        last = plain(client) + ("" if loss is None else f": loss {number(loss, 4)}")
         self.bars.update(self.over_clients, advance=1, last=last)
         if reason:
-            self._say(f"round {round}/{self.rounds}, {phase}: {client} left out: {reason}")
+            who = f"{plain(phase)}: {plain(client)}"
+            self._say(f"round {round}/{self.rounds}, {who} left out: {reason}")
 
     def round(self, row: Mapping[str, Any]) -> None:
         scores = ", ".join(
@@ -114,13 +116,8 @@ class Progress(Observer):
         self._say(text)
 
     def _say(self, line: str, shown: bool = True) -> None:
-        line = _printable(line)
+        line = plain(line, LONG)
         if shown:
             self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self.file:
             self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-
-def _printable(text: str) -> str:
-    """Without control characters: what a node says of itself must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

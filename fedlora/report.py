@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.errors import UserError
+from fedlora.untrusted import plain
 
 Row = Mapping[str, Any]
 
@@ -130,7 +131,8 @@ def show(table: Table, console: Console) -> None:
 
 
 def _reasons(by_client: Mapping[str, str]) -> Text:
-    return Text("\n".join(f"{client}: {reason}" for client, reason in by_client.items()))
+    lines = (f"{plain(client)}: {plain(reason)}" for client, reason in by_client.items())
+    return Text("\n".join(lines))
 
 
 def plain_table(*columns: str) -> Table:

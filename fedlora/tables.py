@@ -8,7 +8,6 @@ comparison.tex    the same as plain `tabular`, which needs no package
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,22 +16,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedlora import comparison, files
+from fedlora import comparison, files, untrusted
 from fedlora.comparison import MEASURES, Difference, Result, Summary
 from fedlora.report import amount, number, plain_table, spent, whole
+from fedlora.untrusted import LONG
 
 Cells = list[list[str]]  # the header, then lines; the first column is text, the others numbers
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "ε": r"$\varepsilon$",
-}
 
 
 def cells(results: Sequence[Result]) -> list[Cells]:
@@ -49,9 +38,9 @@ def write(results: Sequence[Result], folder: Path) -> None:
     names = [field.name for field in fields(Result)]
     _csv(names, map(asdict, results), folder / "runs.csv")
     tables, said = cells(results), comparison.remarks(results)
-    shown = [*map(markdown, tables), *(f"{_markdown(line)}\n" for line in said)]
+    shown = [*map(markdown, tables), *(f"{untrusted.markdown(line, LONG)}\n" for line in said)]
     files.write(folder / "comparison.md", "\n".join(shown))
-    shown = [*map(latex, tables), "".join(f"% {line}\n" for line in said)]
+    shown = [*map(latex, tables), "".join(f"% {untrusted.plain(line, LONG)}\n" for line in said)]
     files.write(folder / "comparison.tex", "\n".join(shown))
 
 
@@ -61,30 +50,23 @@ def console(cells: Cells) -> Table:
     table = plain_table(*header)
     table.columns[0].justify = "left"
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(untrusted.plain(cell)) for cell in line))
     return table
 
 
 def markdown(cells: Cells) -> str:
     """A pipe table in which nothing of a name is markup."""
-    header, *lines = ([_markdown(cell) for cell in line] for line in cells)
+    header, *lines = ([untrusted.markdown(cell) for cell in line] for line in cells)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *lines])
 
 
 def latex(cells: Cells) -> str:
     """A `tabular` between plain rules, in which nothing of a name is a command."""
-    header, *lines = (
-        " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in line) + r" \\"
-        for line in cells
-    )
+    header, *lines = (" & ".join(map(untrusted.latex, line)) + r" \\" for line in cells)
     columns = "l" + "r" * (len(cells[0]) - 1)
     body = ["\\hline", header, "\\hline", *lines, "\\hline"]
     return "\n".join([f"\\begin{{tabular}}{{{columns}}}", *body, "\\end{tabular}"]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", text)
 
 
 # What is shown
@@ -170,4 +152,4 @@ def _csv(header: Sequence[str], lines: Iterable[Mapping[str, Any]], path: Path) 
     with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({k: untrusted.field(v) for k, v in line.items()} for line in lines)

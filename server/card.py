@@ -1,5 +1,6 @@
 """The model card of what a run gives: what it is, what it was trained on, how to load it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -11,6 +12,7 @@ import fedlora
 from fedlora import report, settings, tasks
 from fedlora.runs import Row, RunDir
 from fedlora.strategy import Strategy, stays
+from fedlora.untrusted import LONG, code, markdown, plain
 from server.promise import promise
 
 PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
@@ -43,17 +45,20 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
     model, data = tree["model"], tree["data"]
     task = tasks.load(model["task"])
     head = ModelCardData(
-        base_model=model["name"],
+        base_model=plain(model["name"]),
         library_name="transformers" if merged else "peft",
         pipeline_tag=PIPELINES[task.type],
-        tags=["fedlora", "federated-learning", "lora", tree["strategy"]["name"]],
+        tags=["fedlora", "federated-learning", "lora", plain(tree["strategy"]["name"])],
     )
     rounds = report.rounds_of(rows)
     central = report.private(rounds) and tree["privacy"]["mode"] == "central"
     template = files(__package__).joinpath("card.md.j2").read_text("utf-8")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escaped
+    )
+    environment.filters |= {"code": _code, "literal": _literal}
     return environment.from_string(template).render(
-        head=head.to_yaml(),
+        head=Markdown(head.to_yaml()),
         name=run.path.name,
         model=model,
         data=data,
@@ -69,6 +74,24 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         auto=task.architecture.__name__,
         version=fedlora.__version__,
     )
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+
+def _escaped(value: object) -> str:
+    """What every expression of the template comes to: no name is markup."""
+    return value if isinstance(value, Markdown) else markdown(str(value), LONG)
+
+
+def _code(value: object) -> Markdown:
+    return Markdown(code(str(value)))
+
+
+def _literal(value: str) -> Markdown:
+    """A string of Python, for a block of code."""
+    return Markdown(json.dumps(plain(value), ensure_ascii=False))
 
 
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fedlora.errors import Stopped, UserError
+from fedlora.untrusted import block
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning of language models, on Flower.",
@@ -35,13 +36,17 @@ def main() -> None:
     try:
         app()
     except UserError as e:
-        Console(stderr=True).print(
-            f"error: {e}", markup=False, emoji=False, highlight=False, soft_wrap=True
-        )
+        fail(e)
         sys.exit(2)
     except Stopped as e:
-        print(e, file=sys.stderr)
+        print(block(str(e)), file=sys.stderr)
         sys.exit(130)
+
+
+def fail(error: Exception) -> None:
+    """Say why, on standard error. An error may quote a node or a server."""
+    text = f"error: {block(str(error))}"
+    Console(stderr=True).print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:

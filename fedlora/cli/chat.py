@@ -9,6 +9,7 @@ import typer
 from fedlora.cli import app
 from fedlora.cli.evaluate import Client, Run
 from fedlora.errors import UserError
+from fedlora.untrusted import block
 
 
 @app.command()
@@ -61,7 +62,7 @@ def _converse(speaker: Any, draw: Any) -> None:
             answer = speaker.say(talk, draw, _tell)
         except UserError as e:
             talk.pop()
-            print(f"{e}", file=sys.stderr)
+            print(block(str(e)), file=sys.stderr)
             continue
         print(flush=True)
         talk.append({"role": "assistant", "content": answer})
@@ -82,5 +83,5 @@ def _lines() -> Iterator[str]:
 
 
 def _tell(text: str) -> None:
-    """Without control characters: what a model says must not steer the terminal."""
-    print("".join(c if c.isprintable() or c == "\n" else "?" for c in text), end="", flush=True)
+    """What a model says must not steer the terminal."""
+    print(block(text), end="", flush=True)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from fedlora.cli import Settings, app, split, watch
 from fedlora.errors import Stopped, UserError
+from fedlora.untrusted import LONG, plain
 
 
 @app.command()
@@ -49,7 +50,7 @@ def compare(
         left = series.contenders(plan, folder)
     go_on = f"go on with: fedlora compare --resume {folder}"
     try:
-        series.carry_out(folder, plan, left, watch, lambda line: print(line, flush=True))
+        series.carry_out(folder, plan, left, watch, _say)
     except (KeyboardInterrupt, Stopped):
         raise Stopped(f"stopped; {go_on}") from None
     except UserError as e:
@@ -59,7 +60,11 @@ def compare(
     for table in tables.cells(found):
         report.show(tables.console(table), console)
     for line in comparison.remarks(found):
-        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console.print(plain(line, LONG), markup=False, emoji=False, highlight=False, soft_wrap=True)
     print(f"tables: {folder}/comparison.csv, .md, .tex; runs.csv")
     print(f"picture: {folder / 'comparison.png'}")
     print(f"for a page of it all: fedlora report {folder}")
+
+
+def _say(line: str) -> None:
+    print(plain(line, LONG), flush=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedlora.cli import Settings, app, resumed, tree_of
+from fedlora.cli import Settings, app, fail, resumed, tree_of
 
 
 @app.command()
@@ -38,8 +38,6 @@ def submit(
         with Progress(config.run.rounds, Console(), None) as observer:
             run = start(config, to, observer, previous)
     except Failed as e:
-        Console(stderr=True).print(
-            f"error: {e}", markup=False, emoji=False, highlight=False, soft_wrap=True
-        )
+        fail(e)
         raise typer.Exit(1) from None
     tell(run, Console())

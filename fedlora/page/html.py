@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from fedlora import __version__, files
 from fedlora.errors import UserError
@@ -11,6 +12,7 @@ from fedlora.page import answers, clients, facts, panels
 from fedlora.page.collect import Run
 from fedlora.page.series import Series, group
 from fedlora.pictures import COLOURS
+from fedlora.untrusted import block
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,10 +25,11 @@ def page(runs: Sequence[Run], title: str) -> str:
         names = ", ".join(str(run.path) for run in runs)
         raise UserError(f"no round has finished yet in {names}: wait for the first, or resume it")
     series = group(begun)
-    # Escaping is for everything: names of clients and what a model answers may hold HTML.
+    # For every text: names of clients and what a model answers may hold HTML, or turn it around.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=_readable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -49,6 +52,11 @@ def page(runs: Sequence[Run], title: str) -> str:
         troubles=[(run, found) for run in begun if (found := facts.troubles(run))],
         environments=facts.environments(begun),
     )
+
+
+def _readable(value: object) -> object:
+    """A text without what could turn its neighbours around. The page's own HTML is as it is."""
+    return block(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _overview(series: Sequence[Series], runs: Sequence[Run]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param
 from fedlora.tracking import tracker
 
 TAG = "fedlora.experiment"
+LETTERS = 250  # of a name
 BATCH = {"metrics": 1000, "params": 100}  # as many as one request may have
 # By default a server that is away is tried for minutes, in which the run would stand still.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -59,6 +60,7 @@ class Tracker(tracker.Tracker):
 
 
 def _name(key: str) -> str:
-    """MLflow admits few characters: others are written as in an address, with _ for %."""
+    """MLflow admits few characters, and few of them: others are written as in an address, with _
+    for %."""
     group, _, name = key.partition("/")
-    return f"{group}/{quote(name, safe=' :').replace('%', '_')}"
+    return f"{group}/{quote(name, safe=' :').replace('%', '_')}"[:LETTERS]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from fedlora.runs import Row
+from fedlora.untrusted import plain
 
 ROUND = (
     "score",
@@ -27,6 +28,7 @@ ROUND = (
 )
 CLIENT = ("score", "loss", "test_loss", "epsilon")
 BYTES = ("bytes_up", "bytes_down")
+LETTERS = 100  # of a client's name
 
 
 class Series:
@@ -54,7 +56,8 @@ class Series:
 
 
 def _client(row: Row) -> dict[str, float]:
-    return {f"{k}/{row['client']}": row[k] for k in CLIENT if _known(row.get(k))}
+    name = plain(row["client"], LETTERS)  # a part of names in other people's tools
+    return {f"{k}/{name}": row[k] for k in CLIENT if _known(row.get(k))}
 
 
 def _known(value: object) -> bool:

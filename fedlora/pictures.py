@@ -177,7 +177,9 @@ def _label(axes: "Axes", labels: Iterable[Label]) -> None:
     heights = spread([y for y, _, _ in labels], 0.055 * (high - low), low, high)
     beside = axes.get_yaxis_transform()  # x in widths of the panel, y in the data's units
     for y, (_, text, colour) in zip(heights, labels, strict=True):
-        label = axes.text(1.02, y, plain(text, LETTERS), color=colour, fontsize=9, va="center", transform=beside)
+        label = axes.text(
+            1.02, y, plain(text, LETTERS), color=colour, fontsize=9, va="center", transform=beside
+        )
         label.set_parse_math(False)  # a client may be called $\frac$
 
 

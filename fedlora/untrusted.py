@@ -14,7 +14,7 @@ here; a client's reasons already where they arrive (server.exchange).
 import re
 
 MOST = 300  # characters of a name or a reason
-LONG = 4000  # of a line that has several
+LONG = 4000  # of a whole line, or a whole reason where it is kept
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -66,8 +66,8 @@ def code(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """A text in which nothing is a command, or a part of the `\\\\` that ended the line before, which
-    takes a star and brackets."""
+    """A text in which nothing is a command. Where it begins a line of a table, a star or a bracket
+    would belong to the one before, which ended in two backslashes."""
     shown = "".join(LATEX.get(c, c) for c in plain(text))
     return f"{{}}{shown}" if shown.lstrip().startswith(("*", "[")) else shown
 

@@ -19,6 +19,7 @@ from fedlora.progress import Progress
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
+from fedlora.untrusted import LONG, plain
 from server.events import Events
 from server.loop import Coordinator
 from server.result import finish, tell
@@ -26,11 +27,25 @@ from server.result import finish, tell
 app = ServerApp()
 
 
+class Failed(Exception):
+    """The run failed by no fault of its configuration."""
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The configuration is Flower's run-config. `submit.run` in it, the run directory's name, says
     that `fedlora submit` started this and listens."""
-    flat: dict[str, Any] = dict(context.run_config)
+    try:
+        _run(grid, dict(context.run_config))
+        return
+    except Exception as e:
+        # Flower prints what is raised here, and all that led to it, in as many lines as it has.
+        # What an error quotes may be a node's: its place and one line are what is left of it.
+        kind, said, place = type(e), _said(e), e.__traceback__
+    raise (UserError if issubclass(kind, UserError) else Failed)(said).with_traceback(place)
+
+
+def _run(grid: Grid, flat: dict[str, Any]) -> None:
     name, resume = flat.pop("submit.run", None), flat.pop("submit.resume", False)
     if name is None:
         _printed(grid, flat)
@@ -68,7 +83,7 @@ def _submitted(grid: Grid, flat: dict[str, Any], name: str, resume: bool) -> Non
             settings.write(config, run.path / "config.toml")  # there may be more rounds now
             _serve(grid, Resident(config, strategy), run, events)
         except Exception as e:
-            events.error(str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}")
+            events.error(_said(e))
             failure = e
         if held and (resume or held.rounds()):
             events.files(held.path)
@@ -77,6 +92,12 @@ def _submitted(grid: Grid, flat: dict[str, Any], name: str, resume: bool) -> Non
         events.end()
     if failure:
         raise failure
+
+
+def _said(error: Exception) -> str:
+    """One line."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return plain(f"{kind}{error}", LONG)
 
 
 def _opened(config: Config, name: str, resume: bool) -> RunDir:

@@ -1,12 +1,18 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
 What stays on the server: what central privacy keeps, what simulated clients keep, what W&B
-uploads, all checkpoints but the latest, and files that would make the whole larger than `LIMIT`.
+uploads, all checkpoints but the latest, files that would make the whole larger than `LIMIT` or have
+names that are not taken. The configuration does not travel back: it is the submitter's own word.
+
+Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
+gives, by names that are written in one way only, and follows no link.
 """
 
 import base64
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,14 +23,29 @@ from fedlora.runs import RunDir
 
 PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
-STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb"}
+CONFIG = "config.toml"
+STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG}
+# One spelling a file, on every file system: no dot or space at either end, and no letter that has
+# another form.
+NAME = re.compile(r"(?![. ])[A-Za-z0-9 _.,%+=@~()-]{1,200}(?<![. ])")
+
+
+@dataclass(frozen=True)
+class File:
+    size: int
+    sha256: str
+
+    @property
+    def parts(self) -> int:
+        """How many; an empty file has one part too."""
+        return max(1, -(-self.size // PART))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Files by path below the run directory, with their SHA-256, and those that are too large."""
+    """Files by path below the run directory, and the paths of those that are not sent."""
 
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
 
@@ -41,77 +62,130 @@ def manifest(folder: Path) -> Manifest:
     chosen, total = Manifest(), 0
     for _, name in sorted(found):
         size = (folder / name).stat().st_size
-        if total + size > LIMIT:
+        if total + size > LIMIT or not _plain(name):
             chosen.left.append(name)
             continue
         total += size
-        with (folder / name).open("rb") as file:
-            chosen.files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        chosen.files[name] = File(size, _sha256(folder / name))
     return chosen
 
 
-def parts(folder: Path, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The fields of `file` events, in order; an empty file has one part too."""
-    for name, sha256 in files.items():
-        count = max(1, -(-(folder / name).stat().st_size // PART))
+def parts(folder: Path, files: Mapping[str, File]) -> Iterator[dict[str, Any]]:
+    """The fields of `file` events, in order."""
+    for name, about in files.items():
         with (folder / name).open("rb") as file:
-            for index in range(count):
+            for index in range(about.parts):
                 data = base64.b64encode(file.read(PART)).decode("ascii")
-                yield {
-                    "path": name,
-                    "part": index,
-                    "parts": count,
-                    "sha256": sha256,
-                    "data": data,
-                }
+                yield {"path": name, "part": index, "data": data}
 
 
 class Incoming:
-    """Files as they arrive, in any order of parts; each is in its place once it is whole."""
+    """Files as they arrive, in any order of parts; each is in its place once it is whole. Until
+    then it is in a folder of its own, which `close` removes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.expected: Manifest | None = None
-        self._got: dict[str, set[int]] = {}
+        self._aside = folder / ".incoming"
+        self._got: dict[str, tuple[int, set[int]]] = {}  # a number for its file, and its parts
         self._whole: set[str] = set()
+        self._given_up: set[str] = set()
 
-    def expect(self, files: Mapping[str, str], left: list[str]) -> None:
-        """What will come. Event files of an earlier time are removed: those have it all again."""
-        self.expected = Manifest(dict(files), list(left))
-        for path in (self.folder / "tensorboard").glob("*"):
-            if path.relative_to(self.folder).as_posix() not in files:
+    def expect(self, files: Mapping[str, Mapping[str, Any]], left: list[str]) -> None:
+        """What will come; heard once. Event files of an earlier time are removed: those have it all
+        again. Raises UserError where the list names what may not be written: nothing is taken."""
+        if self.expected:
+            raise UserError("the server sent a second list of files: it is not used")
+        listed = {name: File(**about) for name, about in files.items()}
+        if wrong := _wrong(listed):
+            raise UserError(f"the server sent a list of files that is not used: {wrong}")
+        self._fresh()
+        self.expected = Manifest(listed, list(left))
+        events = self.folder / "tensorboard"
+        for path in [] if events.is_symlink() else events.glob("*"):
+            if f"tensorboard/{path.name}" not in files and not path.is_dir():
                 path.unlink()
 
-    def accept(self, path: str, part: int, parts: int, sha256: str, data: str) -> None:
-        """One part. Raises UserError for a path that leads out of the run directory."""
-        target = self.folder / _checked(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.part")
-        got = self._got.setdefault(path, set())
-        with aside.open("r+b" if got else "wb") as file:
-            file.seek(part * PART)
-            file.write(base64.b64decode(data))
-        got.add(part)
-        if len(got) < parts:
+    def accept(self, path: str, part: int, data: str) -> None:
+        """One part. Raises UserError for one that is not of the list, or cannot be written: then
+        the file is given up."""
+        about = self.expected.files.get(path) if self.expected else None
+        if about is None:
+            raise UserError(f"the server sent a file that is not on its list, '{path}'")
+        if path in self._whole | self._given_up:
             return
-        with aside.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        if whole:
-            os.replace(aside, target)
-            self._whole.add(path)
+        try:
+            self._write(path, about, part, base64.b64decode(data, validate=True))
+        except (OSError, ValueError) as e:
+            self._given_up.add(path)
+            raise UserError(f"{self.folder / path} is not written: {e}") from None
 
     def missing(self) -> list[str]:
-        """Files that were promised and are not whole here; what there is of them is removed."""
-        for path in self._got.keys() - self._whole:
-            target = self.folder / path
-            target.with_name(f".{target.name}.part").unlink(missing_ok=True)
+        """Files that were promised and are not whole here."""
         return sorted((self.expected or Manifest()).files.keys() - self._whole)
 
+    def close(self) -> None:
+        """Remove what is not whole."""
+        if not self._aside.is_symlink():
+            shutil.rmtree(self._aside, ignore_errors=True)
 
-def _checked(path: str) -> PurePosixPath:
-    """The path, which must stay below the run directory and be no hidden file."""
-    way = PurePosixPath(path)
-    wrong = "\\" in path or ":" in path or way.is_absolute() or not way.parts
-    if wrong or any(name.startswith(".") for name in way.parts):
-        raise UserError(f"the server sent a file by the name '{path}': it is not written")
-    return way
+    def _fresh(self) -> None:
+        """An empty folder that nobody else had a part in."""
+        if self._aside.is_symlink():
+            self._aside.unlink()
+        self.close()  # of a process that died
+        self._aside.mkdir(0o700, parents=True)
+
+    def _write(self, path: str, about: File, part: int, data: bytes) -> None:
+        """Raises ValueError for a part that the file does not have."""
+        length = min(PART, about.size - part * PART)
+        if part >= about.parts or len(data) != length:
+            raise ValueError(f"its part {part} is {len(data)} bytes, not {max(0, length)}")
+        number, got = self._got.setdefault(path, (len(self._got), set()))
+        aside = self._aside / str(number)
+        with aside.open("r+b" if got else "xb") as file:
+            file.seek(part * PART)
+            file.write(data)
+        got.add(part)
+        if len(got) < about.parts:
+            return
+        if _sha256(aside) != about.sha256:
+            raise ValueError("its digest is another than the one on the list")
+        self._place(path, aside)
+        self._whole.add(path)
+
+    def _place(self, path: str, aside: Path) -> None:
+        *folders, name = path.split("/")
+        target = self.folder
+        for folder in folders:
+            target /= folder
+            if target.is_symlink():
+                raise ValueError(f"{target} is a link, which is not followed")
+            target.mkdir(exist_ok=True)
+        os.replace(aside, target / name)  # a link there is replaced itself
+
+
+def _wrong(files: Mapping[str, File]) -> str:
+    """Why no list of files may be like this, or ""."""
+    for name in files:
+        if not _plain(name):
+            return f"'{name}' is no name for a file of a run"
+    if len({name.casefold() for name in files}) < len(files):
+        return "two of its names differ in capitals alone"
+    above = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    if both := above & files.keys():
+        return f"'{min(both)}' is a file and a folder"
+    if sum(about.size for about in files.values()) > LIMIT:
+        return f"they are more than {LIMIT >> 20} MiB"
+    return ""
+
+
+def _plain(path: str) -> bool:
+    """Whether this is the one way to write the path of a file that travels."""
+    names = path.split("/")
+    return all(map(NAME.fullmatch, names)) and names[0].casefold() not in STAYS
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

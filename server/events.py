@@ -1,25 +1,31 @@
 """A run as lines of text: what the round loop says, told by one process and shown by another.
 
-A ServerApp's standard output is the one thing that Flower brings to whoever started the run. Each
-event is one line of it, `fedlora-event {"n": 7, "kind": "round", …}`, numbered from 1, so that a
-log read again from its start shows nothing twice and a gap in it is seen. Kinds are the methods of
-`Observer`, `error` (text), those of `server.delivery`, and at last `end`.
+A ServerApp's standard output is the one thing that Flower brings to whoever started the run, and it
+holds whatever else is printed there: also what nodes said. So the ServerApp draws a token and tells
+it in a line of its own, `fedlora-events TOKEN`, before it asks any node for anything; the log's
+first such line counts. Each event is one line, `fedlora-event TOKEN {"n": 7, "kind": "round", …}`:
+without the token, which no node is ever told, a line is no event. Events are numbered from 1, so
+that a log read again from its start shows nothing twice and a gap in it is seen. Kinds and their
+fields are those of `server.kinds`.
 """
 
 import inspect
 import json
+import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 from fedlora.progress import Observer
-from server import delivery
+from server import delivery, kinds
 
-PREFIX = "fedlora-event "
+OPENING = "fedlora-events"
+PREFIX = "fedlora-event"
 SHOWN = ("begin", "phase", "client", "round", "note")
 AHEAD = 4  # parts of files that may wait to be uploaded: as much memory as they take
 PATIENCE = 600.0  # seconds in which Flower must take up what was written
@@ -36,12 +42,16 @@ class Event:
 
 
 class Events(Observer):
-    """Tells a run on standard output, one line a call, and the round loop's calls to `log` too."""
+    """Tells a run on standard output, one line a call, and the round loop's calls to `log` too. To
+    be made before any node is asked for anything."""
 
     def __init__(self) -> None:
         self.log = Observer()
         self._count = 0
         self._uploads = _uploads()
+        self._token = secrets.token_hex(16)
+        sys.stdout.write(f"\n{OPENING} {self._token}\n")
+        sys.stdout.flush()
 
     def begin(self, rounds: int, start: int) -> None:
         self.log.begin(rounds, start)
@@ -72,7 +82,7 @@ class Events(Observer):
     def files(self, folder: Path) -> None:
         """Everything of the run directory that whoever submitted the run is to have."""
         manifest = delivery.manifest(folder)
-        self._tell("files", files=manifest.files, left=manifest.left)
+        self._tell("files", **asdict(manifest))
         for count, part in enumerate(delivery.parts(folder, manifest.files), 1):
             self._tell("file", bulk=True, **part)
             if count % AHEAD == 0:
@@ -92,7 +102,8 @@ class Events(Observer):
 
     def _tell(self, kind: str, *, bulk: bool = False, **fields: Any) -> None:
         self._count += 1
-        line = f"{PREFIX}{json.dumps({'n': self._count, 'kind': kind, **fields})}\n"
+        said = json.dumps({"n": self._count, "kind": kind, **fields})
+        line = f"{PREFIX} {self._token} {said}\n"
         if bulk and self._uploads:  # megabytes that the server's own log is better without
             self._uploads.put(line)
         else:
@@ -118,14 +129,23 @@ def _uploads() -> "Queue[str | None] | None":
     return queue if isinstance(queue, Queue) else None
 
 
-def parse(line: str) -> Event | None:
-    """The event in a line of the log, if it is a whole one."""
-    _, prefix, text = line.partition(PREFIX)
+def opening(line: str) -> str | None:
+    """The token that this line tells, if it is one that opens a run's events."""
+    found = re.fullmatch(rf"{OPENING} ([0-9a-f]{{32}})\s*", line)
+    return found[1] if found else None
+
+
+def parse(line: str, token: str) -> Event | None:
+    """The event in a line of the log, if it has the token, is whole, and says what its kind does.
+    Another's text may stand before it: not everything that is printed ends in a newline."""
+    _, prefix, text = line.partition(f"{PREFIX} {token} ")
     try:
         fields = json.loads(text) if prefix else {}
-        return Event(int(fields.pop("n")), str(fields.pop("kind")), fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        number, kind = fields.pop("n"), fields.pop("kind")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    known = type(number) is int and number > 0 and kinds.fit(kind, fields)
+    return Event(number, kind, fields) if known else None
 
 
 def play(event: Event, observer: Observer) -> None:

@@ -12,6 +12,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora import profile, wire
+from fedlora.untrusted import LONG, plain
 from fedlora.wire import Arrays, Parcel, WireError
 
 log = logging.getLogger("fedlora.server")
@@ -122,9 +123,12 @@ def _may_answer(node: int, reply: Message) -> set[int]:
 
 def _answer(node: int, reply: Message) -> Answer:
     if reply.has_error():
-        reason = reply.error.reason or f"error {reply.error.code}"
+        reason = plain(reply.error.reason or "", LONG) or f"error {reply.error.code}"
         return Answer(node, None, reason, lost=reply.error.code in LOST)
     try:
-        return Answer(node, wire.unpack(reply.content))
+        parcel = wire.unpack(reply.content)
     except WireError as e:
-        return Answer(node, None, str(e), malformed=True)
+        return Answer(node, None, plain(str(e), LONG), malformed=True)
+    if "reason" in parcel.facts:  # a text for people, which a node wrote
+        parcel.facts["reason"] = plain(str(parcel.facts["reason"]), LONG)
+    return Answer(node, parcel)

@@ -6,7 +6,8 @@
 A superlink has all its interfaces on one port, those that start runs and register nodes too, which
 ask nobody who they are. Of what comes here, POST /v1/fleet/NAME goes on to the superlink, whose
 certificate is verified, GET /health is answered, and all else is refused with 403 and a line in the
-log. Who a node is, the superlink decides: the headers that say so go on as they came.
+log. Who a node is, the superlink decides: the headers that say so go on as they came, and once, as
+`server.once` says.
 
 Bodies go through in pieces as they come. Nothing is tried twice, since nodes do that themselves on
 502 (the superlink broke off), 503 (it is away) and 504 (it does not answer).
@@ -18,7 +19,7 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,8 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedlora.errors import UserError
+from fedlora.untrusted import plain
+from server.once import Once, Unsigned, Used
 
 # Seconds. Nodes give up after 30 by themselves: the gate's own are for those who do not.
 STALL = 60.0  # for the next piece of a body, on either side, and for the superlink's answer
@@ -55,7 +58,7 @@ class Gate:
     """The ASGI application. `client` knows the superlink's address and authority."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
+        self._client, self._once = client, Once()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path, query = scope["method"], scope["raw_path"], scope["query_string"]
@@ -72,8 +75,8 @@ class Gate:
 
         async def refuse(status: int, reason: str) -> None:
             """In words, where it is not too late for them; the connection ends in any case."""
-            name = path[:200].decode("ascii", "replace")
-            log.warning("%s %s %s: %d, %s", who(scope), method, name, status, reason)
+            name = plain(path.decode("ascii", "replace"))
+            log.warning("%s %s %s: %d, %s", who(scope), plain(method), name, status, reason)
             if not started:
                 close = {"connection": "close"}
                 await PlainTextResponse(f"{reason}\n", status, close)(scope, receive, send)
@@ -84,7 +87,11 @@ class Gate:
             await refuse(403, "refused: only nodes' own requests pass here")
         else:
             try:
-                await self._pass(path.decode("ascii"), scope["headers"], pieces(receive), answer)
+                await self._pass(path.decode("ascii"), scope["headers"], receive, answer)
+            except Unsigned as e:
+                await refuse(401, f"refused: {e}")
+            except Used as e:
+                await refuse(503, f"refused: {e}")  # on which a node signs anew; 401 would end it
             except Gone as e:
                 await refuse(408, f"the node {e}")
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
@@ -96,19 +103,29 @@ class Gate:
                 log.error("the superlink broke off: %s", e or type(e).__name__)
                 await refuse(502, "the superlink broke off")
 
-    async def _pass(
-        self, path: str, headers: Headers, body: AsyncIterator[bytes], send: Send
-    ) -> None:
-        """One request on, its answer back. Raises Gone and httpx.TransportError."""
-        ask = self._client.stream("POST", path, headers=onward(headers), content=body)
-        async with ask as answer:
-            back = [(k, v) for k, v in answer.headers.raw if kept(k, answer.headers)]
-            await send(
-                {"type": "http.response.start", "status": answer.status_code, "headers": back}
-            )
-            async for piece in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _pass(self, path: str, headers: Headers, receive: Receive, send: Send) -> None:
+        """One request on, its answer back. Raises Unsigned, Used, Gone and httpx.TransportError."""
+        mark, used = self._once.take(headers), False
+
+        def whole() -> None:
+            nonlocal used
+            used = True
+
+        body = pieces(receive, whole)
+        try:
+            async with self._client.stream(
+                "POST", path, headers=onward(headers), content=body
+            ) as answer:
+                used = not 400 <= answer.status_code < 500
+                back = [(k, v) for k, v in answer.headers.raw if kept(k, answer.headers)]
+                await send(
+                    {"type": "http.response.start", "status": answer.status_code, "headers": back}
+                )
+                async for piece in answer.aiter_raw():
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._once.done(mark, used)
 
 
 def onward(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -128,9 +145,9 @@ def kept(name: bytes, headers: httpx.Headers) -> bool:
     return name.decode("ascii").lower() not in HOP | named
 
 
-async def pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """A request's body as it comes. The next piece is fetched once this one is on its way. Raises
-    Gone."""
+async def pieces(receive: Receive, whole: Callable[[], None]) -> AsyncIterator[bytes]:
+    """A request's body as it comes. The next piece is fetched once this one is on its way; `whole`
+    is called before the last is. Raises Gone."""
     more = True
     while more:
         try:
@@ -141,6 +158,8 @@ async def pieces(receive: Receive) -> AsyncIterator[bytes]:
         if message["type"] == "http.disconnect":
             raise Gone("broke off")
         more = message.get("more_body", False)
+        if not more:
+            whole()
         if message["body"]:
             yield message["body"]
 

@@ -11,13 +11,15 @@ from typing import IO
 
 from rich.text import Text
 
+from fedlora import settings
 from fedlora.config import Config
-from fedlora.errors import Stopped
+from fedlora.errors import Stopped, UserError
 from fedlora.progress import Observer
 from fedlora.runs import RunDir
+from fedlora.untrusted import LONG, plain
 from server import bundle
 from server.delivery import Incoming
-from server.events import parse, play
+from server.events import Event, opening, parse, play
 from server.flower import Connection, NoAnswer, Status
 
 SILENCE = 60.0  # seconds without a line until the superlink is asked how the run is
@@ -25,6 +27,7 @@ SILENCES = 10  # that many, and the line may be dead: it is opened anew
 PAUSE = 2.0  # seconds between attempts
 PATIENCE = 600.0  # seconds that a superlink may be away
 REREADS = 3  # readings of a finished run's log, in case its last lines were late
+LINE = 64 << 20  # characters of a line; the rest of a longer one is no event
 TAIL = 25  # lines that are no events, kept for when nothing else says what went wrong
 
 
@@ -33,29 +36,37 @@ class Failed(Exception):
 
 
 class Listener:
-    """Hears a run's log: events go to an observer, once each, and files to their place."""
+    """Hears a run's log: events go to an observer, once each, and files to their place. What is no
+    event of this run by its token, or has other fields than its kind, is text and no more."""
 
     def __init__(self, observer: Observer, incoming: Incoming) -> None:
         self.observer, self.incoming = observer, incoming
         self.tail: deque[str] = deque(maxlen=TAIL)  # of this reading
         self.error: str | None = None
+        self._token: str | None = None  # of the first line that opens a run's events
         self._seen: set[int] = set()
         self._last: int | None = None
 
     def hear(self, line: str) -> None:
-        event = parse(line)
-        if event is None:
-            self.tail.append(Text.from_ansi(line.rstrip()).plain)
-            return
-        if event.number in self._seen:
+        self._token = self._token or opening(line)
+        if event := parse(line, self._token) if self._token else None:
+            self._heard(event)
+        elif self._token is None or opening(line) != self._token:
+            self.tail.append(plain(Text.from_ansi(line.rstrip()).plain, LONG))
+
+    def _heard(self, event: Event) -> None:
+        early = event.kind == "file" and not self.incoming.expected  # it comes again with the list
+        if early or event.number in self._seen:
             return
         self._seen.add(event.number)
         if event.kind == "error":
-            self.error = str(event.fields["text"])
-        elif event.kind == "files":
-            self.incoming.expect(**event.fields)
-        elif event.kind == "file":
-            self.incoming.accept(**event.fields)
+            self.error = plain(event.fields["text"], LONG)
+        elif event.kind in ("files", "file"):
+            take = self.incoming.expect if event.kind == "files" else self.incoming.accept
+            try:
+                take(**event.fields)
+            except (UserError, OSError) as e:  # the run goes on; what is missing is said at its end
+                self.observer.note(str(e))
         elif event.kind == "end":
             self._last = event.number
         else:
@@ -83,10 +94,12 @@ def submit(config: Config, to: str, observer: Observer, resume: RunDir | None = 
         with tempfile.TemporaryDirectory(prefix="fedlora-") as folder:
             bundle.write(config, Path(folder), name, resume is not None)
             id = connection.start(Path(folder))
+        settings.write(config, run.path / "config.toml")  # there may be more rounds now
         status = follow(connection, id, listener)
     except KeyboardInterrupt:
         raise Stopped(_stopped(connection, id, again)) from None
     finally:
+        listener.incoming.close()
         nothing = id is None or (listener.error and not listener.incoming.expected)
         if nothing and not resume:  # nor is there anything on the server
             shutil.rmtree(run.path)
@@ -125,7 +138,7 @@ def _listen(connection: Connection, run: str, listener: Listener) -> None:
     lines: Queue[str | None] = Queue()
 
     def read(source: IO[str]) -> None:
-        for line in source:
+        while line := source.readline(LINE):
             lines.put(line)
         lines.put(None)
 
@@ -178,7 +191,8 @@ def _why(listener: Listener, status: Status) -> str:
     if status.text == "finished:stopped":
         return "the run was stopped at the superlink"
     last = "".join(f"\n  {line}" for line in listener.tail)
-    return f"the run failed: {status.details or status.text}; the last that it printed:{last}"
+    why = plain(status.details or status.text, LONG)
+    return f"the run failed: {why}; the last that it printed:{last}"
 
 
 def _check(listener: Listener, again: str) -> None:
@@ -193,5 +207,6 @@ def _check(listener: Listener, again: str) -> None:
         )
     if expected.left:
         listener.observer.note(
-            f"left on the server, as too much to send: {', '.join(expected.left)}"
+            "left on the server, as too much to send or by names that are not taken: "
+            + ", ".join(expected.left)
         )

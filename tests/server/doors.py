@@ -1,5 +1,6 @@
 """A gate in a process, with a stand-in for its superlink: real sockets on loopback, with TLS."""
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -47,6 +48,15 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     )
     (folder / "key").write_bytes(private)
     return folder / "crt", folder / "key"
+
+
+def signed(key: str = "a node's") -> dict[str, str]:
+    """Headers as a node makes them for one request; the stand-in looks at no signature."""
+    return {
+        "flwr-public-key": base64.b64encode(key.encode()).decode(),
+        "flwr-timestamp": datetime.now(UTC).isoformat(),
+        "flwr-signature": "abc=",
+    }
 
 
 class Superlink(ThreadingHTTPServer):
@@ -148,10 +158,11 @@ class Door:
         body: object = b"",
         headers: dict[str, str] | None = None,
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        """The target is sent as it stands."""
+        """The target is sent as it stands, with a signature of now unless the headers have one."""
         connection = http.client.HTTPConnection("127.0.0.1")
         connection.sock = self.link()
-        connection.request(method, target, body, headers or {})  # type: ignore[arg-type]
+        given = signed() | (headers or {})
+        connection.request(method, target, body, given)  # type: ignore[arg-type]
         answer = connection.getresponse()
         read = answer.read()
         connection.close()

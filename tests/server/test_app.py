@@ -12,7 +12,7 @@ from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.runs import RunDir
 from server.app import app
-from server.events import Event, parse
+from server.events import Event, opening, parse
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
 from tests.federation import World
@@ -47,8 +47,10 @@ def start(flat: dict[str, object], root: Path, nodes: int = 3) -> None:
 def heard(capsys: pytest.CaptureFixture[str]) -> dict[str, list[Event]]:
     """The events printed since the last look, by kind."""
     kinds: dict[str, list[Event]] = {}
-    for event in map(parse, capsys.readouterr().out.splitlines()):
-        if event:
+    lines = capsys.readouterr().out.splitlines()
+    token = next(filter(None, map(opening, lines)))
+    for line in lines:
+        if event := parse(line, token):
             kinds.setdefault(event.kind, []).append(event)
     return kinds
 

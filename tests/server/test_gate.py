@@ -18,7 +18,7 @@ import uvicorn
 from starlette.types import Message
 
 from server import gate
-from tests.server.doors import MEGA, Door, Handler, Superlink, certificate
+from tests.server.doors import MEGA, Door, Handler, Superlink, certificate, signed
 
 PULL = "/v1/fleet/pull-messages"
 
@@ -48,7 +48,7 @@ def door(pair: tuple[Superlink, Door]) -> Door:
 
 def test_a_nodes_request_passes_whole(superlink: Superlink, door: Door) -> None:
     """Path, body, type and the node's signature arrive; the superlink's answer comes back."""
-    sent = {"content-type": "application/protobuf", "flwr-signature": "abc=", "flwr-timestamp": "1"}
+    sent = {"content-type": "application/protobuf", **signed()}
     answer, body = door.ask("POST", PULL, b"hello", sent)
     assert (answer.status, body) == (200, hashlib.sha256(b"hello").hexdigest().encode())
     assert answer.headers["content-type"] == "application/protobuf"
@@ -121,6 +121,7 @@ def test_one_request_cannot_hide_another(superlink: Superlink, door: Door) -> No
     """A body in chunks that also has a length is one request further on too."""
     hidden = b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\n\r\n"
     head = f"POST {PULL} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in signed().items())
     with door.link() as link:
         link.sendall(head.encode() + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(hidden), hidden))
         assert link.recv(100).startswith(b"HTTP/1.1 ")
@@ -229,7 +230,7 @@ def test_a_node_that_stops_in_its_request_is_let_go(monkeypatch: pytest.MonkeyPa
         raise AssertionError
 
     async def read() -> list[bytes]:
-        return [piece async for piece in gate.pieces(never)]
+        return [piece async for piece in gate.pieces(never, lambda: None)]
 
     monkeypatch.setattr(gate, "STALL", 0.05)
     with pytest.raises(gate.Gone, match="in the middle"):

@@ -15,7 +15,7 @@ from fedlora.progress import Observer, Progress
 from fedlora.runs import RunDir
 from server import bundle, flower
 from server import submit as submitting
-from server.events import PREFIX
+from server.events import OPENING, PREFIX
 from server.flower import Connection
 from server.submit import Failed, submit
 
@@ -55,12 +55,15 @@ class Flwr:
 
 def told(*events: dict[str, object]) -> str:
     numbered = [json.dumps({"n": n, **e}) for n, e in enumerate(events, 1)]
-    return "".join(f"{PREFIX}{line}\n" for line in numbered)
+    lines = (f"{PREFIX} {TOKEN} {line}\n" for line in numbered)
+    return f"{OPENING} {TOKEN}\n{''.join(lines)}"
 
 
+TOKEN = "0123456789abcdef" * 2
 NOTE = {"kind": "note", "text": "a note"}
 FILES = {"kind": "files", "files": {}, "left": []}
 END = {"kind": "end"}
+LOST = {"size": 3, "sha256": "0" * 64}
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def test_a_run_is_seen_through_a_broken_line(
     """A log that breaks off, in mid-line even, is read again until the run has ended and every
     event was heard; each is shown once."""
     whole = told(NOTE, {**NOTE, "text": "later"}, FILES, END)
-    flwr.say("log", "something else\n" + whole[:90], whole[:150], whole)
+    flwr.say("log", "something else\n" + whole[:170], whole[:240], whole)
     flwr.status(("running", ""), ("running", ""), COMPLETED)
     with Progress(5, Console(), None) as observer:
         run = submit(config, "near", observer)
@@ -138,7 +141,7 @@ def test_a_serverapp_that_died_leaves_its_last_lines(flwr: Flwr, config: Config)
 
 def test_what_did_not_arrive_is_named(flwr: Flwr, config: Config) -> None:
     """A run that completed but whose files are not here is no success."""
-    flwr.say("log", told({**FILES, "files": {"curves.png": "0" * 64}}, END))
+    flwr.say("log", told({**FILES, "files": {"curves.png": LOST}}, END))
     flwr.status(COMPLETED)
     with pytest.raises(Failed, match=r"did not arrive: curves\.png; bring it again with"):
         submit(config, "near", Observer())

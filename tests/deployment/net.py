@@ -39,7 +39,7 @@ ENV = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
-    "PYTHONPATH": str(HERE / "methods"),
+    "PYTHONPATH": f"{HERE / 'methods'}{os.pathsep}{ROOT}",  # the code that is tested
     "TOKENIZERS_PARALLELISM": "false",
 }
 METHODS = "fedit,ffa,fedex,fedsa,fedsb,fslora,held:HeldFedEx,held:HeldFedSA,held:Digested"

@@ -28,6 +28,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from clients.channel import METHOD, OPTIONS, SERVICE, Place, parse, pieces
 from fedlora import cancel, files
 from fedlora.errors import UserError
+from fedlora.untrusted import Log
 
 IDLE = 600.0  # seconds before the first message; then the owner's own
 CALLS = 8  # threads: one works, the others wait, refuse or tell that the process is well
@@ -140,5 +141,5 @@ def serve(state_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[Log("%(name)s: %(message)s")])
     serve(Path(sys.argv[1]))

@@ -9,9 +9,12 @@ here; a client's reasons already where they arrive (server.exchange).
     block      several lines, for terminals and pages: errors, answers
     markdown   in Markdown's running text and cells      code    in Markdown, as code
     latex      in LaTeX's running text and cells         field   in a table that programs read
+    Log        the handler of a process's log
 """
 
+import logging
 import re
+import sys
 
 MOST = 300  # characters of a name or a reason
 LONG = 4000  # of a whole line, or a whole reason where it is kept
@@ -79,6 +82,23 @@ def field(value: object) -> object:
         return value
     shown = plain(value)
     return f"'{shown}" if _FORMULA.match(shown.lstrip()) else shown
+
+
+class Log(logging.StreamHandler):  # type: ignore[type-arg]
+    """Lines on standard error: a message is one, and what led to an error steers no terminal."""
+
+    def __init__(self, format: str) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(_Lines(format))
+
+
+class _Lines(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = plain(record.message, LONG)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return block(super().format(record))
 
 
 def _seen(c: str) -> str:

@@ -29,7 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedlora.errors import UserError
-from fedlora.untrusted import plain
+from fedlora.untrusted import Log, plain
 from server.once import Once, Unsigned, Used
 
 # Seconds. Nodes give up after 30 by themselves: the gate's own are for those who do not.
@@ -242,7 +242,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--certificate", type=Path, required=True, metavar="server.crt")
     parser.add_argument("--key", type=Path, required=True, metavar="server.key")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[Log("%(asctime)s %(levelname)s %(message)s")])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
     files = (given.root_certificates, given.certificate, given.key)
     try:

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fedlora import profile
+from fedlora.untrusted import Log
 
 
 def serve(pipe: Connection, threads: int, profiled: bool) -> None:
@@ -30,7 +31,7 @@ def serve(pipe: Connection, threads: int, profiled: bool) -> None:
     from flwr.supercore.task_identity import TaskIdentity
 
     torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[Log("%(name)s: %(message)s")])
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does without
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     recorder = profile.Recorder() if profiled else None

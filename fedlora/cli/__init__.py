@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedlora.errors import Stopped, UserError
-from fedlora.untrusted import block
+from fedlora.untrusted import Log, block
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning of language models, on Flower.",
@@ -30,7 +30,7 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[Log("%(name)s: %(message)s")])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, each said twice
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does without
     try:

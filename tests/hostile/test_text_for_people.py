@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_an_error_or_an_answer_steers_no_terminal(capsys: pytest.CaptureFixture[
         )
         seen = capsys.readouterr()
         assert not set(seen.out + seen.err) & set("\x1b\r\x07\u202e\u2066\u200b")
+
+
+def test_a_log_has_a_line_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a process logs of a node's or a run's words is one line; its errors steer nothing."""
+    logger = logging.getLogger("fedlora-test")
+    logger.propagate = False
+    handler = untrusted.Log("%(name)s: %(message)s")
+    logger.addHandler(handler)
+    try:
+        for text in EVIL:
+            logger.warning("refused: %s", text)
+            assert capsys.readouterr().err.splitlines()[0].startswith("fedlora-test: refused: ")
+            logger.error("it failed: %s", text, exc_info=ValueError(text))
+            seen = capsys.readouterr().err
+            assert not set(seen) & set("\x1b\r\x07\u202e") and seen.count("fedlora-test:") == 1
+            logger.warning(text)
+            assert len(capsys.readouterr().err.splitlines()) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 # Pages, pictures, trackers

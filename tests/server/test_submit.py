@@ -116,6 +116,20 @@ def test_a_run_is_seen_through_a_broken_line(
     assert [x for x in flwr.asked if x.startswith("log")] == ["log 7 near --stream"] * 3
 
 
+def test_the_configuration_is_the_submitters(flwr: Flwr, config: Config) -> None:
+    """What was asked for is written here, with the rounds that were added later, and not by the
+    server, whose list may not name it."""
+    forged = {**FILES, "files": {"config.toml": LOST}}
+    flwr.say("log", told(FILES, END), told(forged, END))
+    flwr.status(COMPLETED)
+    run = submit(config, "near", Observer())
+    more = config.model_copy(update={"run": config.run.model_copy(update={"rounds": 7})})
+    with pytest.raises(Failed, match="the list of its files"):
+        submit(more, "near", Observer(), run)
+    written = settings.read(run.path / "config.toml", [])["run"]
+    assert (written["rounds"], written["name"]) == (7, "one")
+
+
 def test_a_failed_run_says_why(flwr: Flwr, config: Config) -> None:
     """The ServerApp's own words; of a run that never began nothing is left here either."""
     flwr.say("log", "Traceback\n" + told({"kind": "error", "text": "no rows"}, END))

@@ -59,7 +59,7 @@ def run(tmp_path: Path) -> RunDir:
         made.round(number).mkdir()
         (made.round(number) / "state.safetensors").write_bytes(bytes(range(256)) * 3000)
     (made.path / "adapter").mkdir()
-    for name in ("adapter/adapter.json", "clients", "privacy.json", "sampling.json", ".lock"):
+    for name in ("adapter/adapter.json", "clients", "privacy.json", "sampled.json", ".lock"):
         (made.path / name).write_text("x")
     return made
 

@@ -99,9 +99,10 @@ def _convert(path: Path, folder: Path) -> None:
         "local_files_only": True,
         "trust_remote_code": False,
     }
+    weights = {"dtype": torch.float32, "use_safetensors": True}
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, **weights)
         # Its weights are ordinary by now; only the marks are left, and would be saved.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

@@ -32,11 +32,8 @@ def locate(name: str, revision: str | None = None) -> str | Path:
         UserError: `name` is written as a path, and there is no such folder; or it is a folder, and
             a revision is asked for.
     """
-    package, folder = PACKAGED.get(name, ("", "")) if revision is None else ("", "")
-    # Found without importing: such a package may load a runtime of its own.
-    spec = find_spec(package) if package else None
-    if spec and spec.submodule_search_locations:
-        return Path(spec.submodule_search_locations[0]) / folder
+    if revision is None and (folder := packaged(name)):
+        return folder
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -51,6 +48,15 @@ def locate(name: str, revision: str | None = None) -> str | Path:
             f"folder with config.json and weights, or a hub name."
         )
     return name
+
+
+def packaged(name: str) -> Path | None:
+    """The folder of a hub model that an installed package holds, if one does."""
+    package, folder = PACKAGED.get(name, ("", ""))
+    # Found without importing: such a package may load a runtime of its own.
+    spec = find_spec(package) if package else None
+    places = spec.submodule_search_locations if spec else None
+    return Path(places[0]) / folder if places else None
 
 
 def digest(model: nn.Module, skip: Collection[str]) -> str:

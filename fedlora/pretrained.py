@@ -14,13 +14,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedlora import gguf
+from fedlora import gguf, modelfiles
 from fedlora.config import Model
 from fedlora.device import DTYPES, quantizer
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
 
-SAFE = {"trust_remote_code": False}
+# Nothing of the network, no model's own code, and of weights none that are a pickle.
+SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+WHOLE = {**SAFE, "use_safetensors": True}
 
 
 class Pretrained:
@@ -40,16 +42,32 @@ class Pretrained:
         self._place = locate(settings.name, settings.revision)
 
     @cached_property
-    def source(self) -> str | Path:
-        """The folder or hub name that the model is read from: of a GGUF file, what it was turned
-        into."""
+    def source(self) -> Path:
+        """The folder that the model is read from: of the hub, its snapshot; of a GGUF file, what it
+        was turned into."""
         file = gguf.chosen(self._place, self.settings)
-        return gguf.converted(file) if file else self._place
+        if file:
+            modelfiles.verify(file.parent, self.settings.name)
+            return gguf.converted(file)
+        if isinstance(self._place, Path):
+            return self._described
+        return modelfiles.snapshot(self._place, self._described.name, weights=True)
+
+    @cached_property
+    def _described(self) -> Path:
+        """The folder with the settings and the tokenizer at least: of the hub, one commit's."""
+        place = self._place
+        if isinstance(place, str):
+            place = modelfiles.snapshot(place, self.settings.revision or "main", weights=False)
+        modelfiles.verify(place, self.settings.name)
+        return place
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a padding token. Raises UserError where there is none."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**self._files)
+            file = gguf.chosen(self._place, self.settings)
+            folder = self.source if file else self._described
+            tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
         except Exception as error:  # a model's files can be wrong in any way
             self._unusable("tokenizer", error)
         if tokenizer.pad_token is None:  # GPT-2, Llama
@@ -63,8 +81,10 @@ class Pretrained:
             file = gguf.chosen(self._place, self.settings)
             if file and not gguf.place(file).is_dir():
                 gguf.needed()
+                modelfiles.verify(file.parent, self.settings.name)
                 return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, **SAFE)
-            return AutoConfig.from_pretrained(**self._files)
+            folder = self.source if file else self._described
+            return AutoConfig.from_pretrained(folder, **SAFE)
         except Exception as error:
             self._unusable("configuration", error)
 
@@ -84,8 +104,9 @@ class Pretrained:
         """
         try:
             how = {"dtype": "auto"} if stored else self._format
+            modelfiles.weighed(self.source, self.settings.name)
             with quiet():
-                return _steady(kind.from_pretrained(**how, **self._files, **arguments))
+                return _steady(kind.from_pretrained(self.source, **how, **WHOLE, **arguments))
         except Exception as error:
             self._unusable(f"model for {what}", error)
 
@@ -104,14 +125,6 @@ class Pretrained:
         )
         place = {"": self.device}
         return {"dtype": dtype, "quantization_config": how, "device_map": place}
-
-    @property
-    def _files(self) -> dict[str, Any]:
-        """A folder is loaded without a look at the network; a model's own code is never run."""
-        if isinstance(self.source, Path):
-            return {"pretrained_model_name_or_path": self.source, "local_files_only": True, **SAFE}
-        revision = self.settings.revision or "main"
-        return {"pretrained_model_name_or_path": self.source, "revision": revision, **SAFE}
 
     def _unusable(self, what: str, error: Exception) -> NoReturn:
         if isinstance(error, UserError):

@@ -22,7 +22,8 @@ class Model(Section):
     task: str = Field("classification", description="What is learnt; see fedlora.tasks.")
     revision: str | None = Field(
         None,
-        min_length=1,
+        # What git allows, and no way out of the hub's cache.
+        pattern=r"^\w[\w+-]*([./]\w[\w+-]*)*$",
         description="A branch, tag or commit of the hub's repository; by default its main branch, "
         "or the package that has the model. A commit never changes under a run.",
     )

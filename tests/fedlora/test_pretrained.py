@@ -5,18 +5,30 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from fedlora import modelfiles
 from fedlora.config import Model
 from fedlora.pretrained import Pretrained
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-def test_a_revision_is_that_of_all_files(monkeypatch):
-    """Tokenizer, configuration and weights are of the same state of the hub's repository."""
-    asked = []
 
-    def note(**arguments):
-        asked.append((arguments["pretrained_model_name_or_path"], arguments["revision"]))
+def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
+    """Tokenizer, configuration and weights are of the same state of the hub's repository: what a
+    branch was when the first of them was read."""
+    asked, read = [], []
+    folder = tmp_path / COMMIT
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+
+    def downloaded(name, revision, allow_patterns, **_):
+        asked.append((name, revision, "*.safetensors" in allow_patterns))
+        return str(folder)
+
+    def note(place, **_):
+        read.append(place)
         return SimpleNamespace(pad_token="[PAD]", modules=list)
 
+    monkeypatch.setattr(modelfiles, "snapshot_download", downloaded)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
     monkeypatch.setattr(AutoConfig, "from_pretrained", note)
     for given, meant in (("v1.5", "v1.5"), (None, "main")):
@@ -24,8 +36,18 @@ def test_a_revision_is_that_of_all_files(monkeypatch):
         pretrained.tokenizer()
         pretrained.config()
         pretrained.model(SimpleNamespace(from_pretrained=note), "anything")
-        assert asked == [("owner/model", meant)] * 3
+        assert asked == [("owner/model", meant, False), ("owner/model", COMMIT, True)]
+        assert read == [folder] * 3
         asked.clear()
+        read.clear()
+
+
+@pytest.mark.parametrize("revision", ["../main", "a/../b", "/etc/passwd", "", "a//b", ".", "-x"])
+def test_a_revision_leads_to_no_other_file(revision):
+    """The cache of the hub looks for a branch in a file of that name."""
+    with pytest.raises(ValueError, match="revision"):
+        Model(revision=revision)
+    assert Model(revision="refs/pr/1-v1.5_x").revision == "refs/pr/1-v1.5_x"
 
 
 @pytest.mark.parametrize("name", ["../up.gguf", "/etc/x.gguf", "a/b.gguf", "model.bin"])

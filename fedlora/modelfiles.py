@@ -1,0 +1,116 @@
+"""The folder that a pretrained model is read from, looked at before any library reads it.
+
+Whoever made a model wrote its files, and libraries do much of what these say: load another model
+from a local path, read weights from beside the folder, unpickle, fetch code. So a model of the hub
+is a folder here too, its snapshot, in which nothing is but settings, tokenizer and safetensors; and
+a folder, wherever it is from, is refused where its files lead out of it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, snapshot_download
+
+from fedlora.errors import UserError
+
+# Of a repository's first level; nothing else of it is ever on this disk.
+SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+WEIGHTS = ["*.safetensors"]
+NEVER = ["*/*", "consolidated*"]  # copies in other formats
+ADAPTER = "adapter_config.json"
+INDEX = "*.index.json"  # which file each weight is in
+
+
+def snapshot(name: str, revision: str, weights: bool) -> Path:
+    """The folder of a hub model's files at one commit, from the hub or its cache.
+
+    Raises whatever the hub raises where it has none.
+    """
+    patterns = [*SETTINGS, *(WEIGHTS if weights else [])]
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=NEVER,
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+    )
+
+
+def verify(folder: Path, name: str) -> None:
+    """Raises UserError, for the model of this name, where its files lead out of the folder, or to
+    code."""
+    if (wrong := next(_faults(folder), None)) is not None:
+        raise UserError(f"the model {name!r} is refused: {wrong}")
+
+
+def _faults(folder: Path) -> Iterator[str]:
+    if (folder / ADAPTER).exists():
+        yield (
+            f"it holds an adapter ({ADAPTER}), whose base would be loaded from wherever that says. "
+            "Set model.name to a whole model: merge the adapter into its base"
+        )
+    settings = _table(folder / "config.json")
+    named = {"config.json": [settings.get("transformers_weights")]}
+    for path in sorted(folder.glob(INDEX)):
+        named[path.name] = sorted(set(_table(_table(path).get("weight_map")).values()), key=str)
+    for where, names in named.items():
+        for name in names:
+            if name is not None and not _own(name):
+                yield f"{where} names weights in {name!r}, no safetensors file of its own folder"
+    for key, value in _fetched(settings):
+        yield f"config.json has {key} = {value!r}, which is code of the hub: take it out"
+    for key, value in _table(folder / "tokenizer_config.json").items():
+        if value and (key == "init_inputs" or _outside(folder, key, value)):
+            yield (
+                f"tokenizer_config.json has {key} = {value!r}, which can lead to a file outside of "
+                "its folder: take it out"
+            )
+
+
+def weighed(folder: Path, name: str) -> None:
+    """Raises UserError where the folder has no weights in a format that cannot run."""
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{name!r} has no weights in safetensors. Other formats, such as pytorch_model.bin, "
+            "are pickles, which can run code, and are not opened: convert the file once where you "
+            "trust it, by AutoModel.from_pretrained(…).save_pretrained(…), which writes "
+            "model.safetensors, or choose another model.revision"
+        )
+
+
+def _own(name: object) -> bool:
+    """Whether this is a file of the folder itself, and no pickle."""
+    safe = (".safetensors", ".safetensors.index.json")
+    return isinstance(name, str) and Path(name).name == name and name.endswith(safe)
+
+
+def _outside(folder: Path, key: str, value: object) -> bool:
+    """Whether a setting names a file that is there, and none of the folder's."""
+    if not key.endswith("_file") or not isinstance(value, str):
+        return False
+    places = [path.resolve() for path in (Path(value), folder / value)]
+    return any(p.exists() and not p.is_relative_to(folder.resolve()) for p in places)
+
+
+def _fetched(settings: Any) -> Iterator[tuple[str, str]]:
+    """What of the settings, however deep, names an implementation that is fetched from the hub."""
+    for key, value in settings.items() if isinstance(settings, dict) else []:
+        texts = value.values() if isinstance(value, dict) else [value]
+        if key.endswith("_implementation"):
+            yield from ((key, text) for text in texts if isinstance(text, str) and "/" in text)
+        for inner in value if isinstance(value, list) else [value]:
+            yield from _fetched(inner)
+
+
+def _table(source: Any) -> dict[str, Any]:
+    """The table that this is, or that a JSON file holds; an empty one where it is none."""
+    if isinstance(source, Path):
+        try:
+            source = json.loads(source.read_text("utf-8")) if source.is_file() else {}
+        except (OSError, ValueError) as e:
+            raise UserError(f"{source.name} cannot be read ({e})") from None
+    return source if isinstance(source, dict) else {}

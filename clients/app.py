@@ -1,6 +1,5 @@
 """The ClientApp: Flower's messages to and from `clients.participant`."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message
@@ -10,18 +9,18 @@ import strategies
 from clients import participant
 from clients.account import Account
 from clients.channel import state_dir
+from clients.excuse import excuse
 from clients.once import Work, once
-from clients.owner import Refused, flat, owner_of
+from clients.owner import flat, owner_of
 from clients.passes import Talk, conclude
 from clients.query import gradients, hello
 from clients.store import Store
 from fedlora import settings, wire
-from fedlora.errors import MethodError, UserError
+from fedlora.errors import UserError
 from fedlora.orders import Order, answer
 from fedlora.resident import Node, Resident
 from fedlora.wire import Parcel
 
-log = logging.getLogger("fedlora.client")
 app = ClientApp()
 
 _resident: dict[str, Resident] = {}
@@ -77,13 +76,13 @@ def client_id(context: Context) -> str:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     return _reply(
-        message, lambda parcel: hello(resident(context), _allowed(context), context, parcel)
+        message, context, lambda asked: hello(resident(context), _allowed(context), context, asked)
     )
 
 
 @app.query("gradients")
 def query_gradients(message: Message, context: Context) -> Message:
-    return _reply(message, lambda parcel: _gradients(context, parcel))
+    return _reply(message, context, lambda asked: _gradients(context, asked))
 
 
 def _gradients(context: Context, parcel: Parcel) -> Parcel:
@@ -123,10 +122,11 @@ def together(asked: Sequence[tuple[Message, Context]]) -> list[Message]:
     try:
         shared = resident(asked[0][1])
     except Exception as e:
-        parcels = [_excuse(e) for _ in asked]
+        parcels = [excuse(e, context) for _, context in asked]
     else:
         orders = [(works[m.metadata.message_type], m, context) for m, context in asked]
-        parcels = conclude(shared, [_ordered(*order) for order in orders], _excuse)
+        talks = [_ordered(*order) for order in orders]
+        parcels = conclude(shared, talks, lambda e: excuse(e, asked[0][1]))
     return [
         Message(wire.pack(parcel), reply_to=message)
         for parcel, (message, _) in zip(parcels, asked, strict=True)
@@ -155,26 +155,10 @@ def _account(context: Context, client: str) -> Account | None:
     return Account(state_dir(context.node_config).expanduser(), owner, client)
 
 
-def _reply(message: Message, work: Callable[[Parcel], Parcel]) -> Message:
+def _reply(message: Message, context: Context, work: Callable[[Parcel], Parcel]) -> Message:
     """The reply to a question, or what went wrong."""
     try:
         parcel = work(wire.unpack(message.content))
     except Exception as e:
-        parcel = _excuse(e)
+        parcel = excuse(e, context)
     return Message(wire.pack(parcel), reply_to=message)
-
-
-def _excuse(e: Exception) -> Parcel:
-    """What went wrong is told to the server in words, and logged here in full. In a private run
-    those words, which might quote a row, stay here; a method's mistakes, which it makes over
-    tensors, and what an owner refuses are told all the same."""
-    if isinstance(e, MethodError):
-        return answer("wrong", str(e))
-    if isinstance(e, Refused):
-        log.error("refused: %s", e)
-        return answer("error", str(e))
-    known = isinstance(e, UserError)
-    log.error("this client could not answer: %s", e, exc_info=None if known else e)
-    if any(r.config.privacy.on for r in _resident.values()):
-        return answer("error", f"{type(e).__name__}: its own log says more")
-    return answer("error", str(e) if known else f"{type(e).__name__}: {e}")

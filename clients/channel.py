@@ -20,6 +20,7 @@ SERVICE = "fedlora.Trainer"
 METHOD = "Answer"
 PIECE = 4 << 20  # bytes a piece: gRPC would refuse a whole adapter in one
 OPTIONS = [("grpc.max_receive_message_length", PIECE + 4096), ("grpc.enable_http_proxy", 0)]
+FAILED = "this client could not answer: its own log says more"  # all that leaves a node of that
 LONGEST = 107  # bytes of a Unix socket's path
 
 

@@ -176,6 +176,8 @@ class Check:
         told = f" ({counts})" if counts else ""
         cut = self._resident.truncation()
         parts = [f"{trained} rows to train on{told}, {held} held out; {steps} steps a round", cut]
+        if faults := len(self._resident.faults):
+            parts.append(f"{faults} rows cannot be used in this run, and count without a gradient")
         return "; ".join(part for part in parts if part)
 
     @property

@@ -14,13 +14,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from flwr.app.error import Error
+
+from clients.channel import FAILED
 from fedlora.errors import UserError
 
 APP = "clients.proxy:app"
 HARMLESS = re.compile(r"pyproject\.toml|\.info/[A-Z]+|(README|LICENSE|NOTICE)(\.md|\.txt)?")
 LARGEST = 1 << 20  # bytes of a pyproject.toml
 
-INSTALL, LOAD = "install_from_fab", "get_load_client_app_fn"  # what Flower does with a bundle
+# What Flower does with a bundle, and what it tells the server of a failure.
+INSTALL, LOAD, ERROR = "install_from_fab", "get_load_client_app_fn", "Error"
 
 
 def main() -> None:
@@ -51,16 +55,18 @@ def flower() -> ModuleType:
         used = module.run_clientapp.__code__.co_names
     except (ImportError, AttributeError) as e:
         raise _moved(str(e)) from None
-    for name in (INSTALL, LOAD):
+    for name in (INSTALL, LOAD, ERROR):
         if not (hasattr(module, name) and name in used):
             raise _moved(f"run_clientapp does not use {name}")
     return module
 
 
 def seal(module: ModuleType) -> None:
-    """From now on bundles are looked at only, and the app that runs is the installed one."""
+    """From now on bundles are looked at only, the app that runs is the installed one, and of what
+    fails around it the server is told that it failed."""
     setattr(module, INSTALL, check)
     setattr(module, LOAD, _installed)
+    setattr(module, ERROR, _told)
 
 
 def check(bundle: bytes, **_: Any) -> None:
@@ -92,6 +98,13 @@ def _installed(**_: Any) -> Any:
         return getattr(import_module(module), attribute)
 
     return load
+
+
+def _told(code: int, reason: str | None = None) -> Error:
+    """In place of Flower's, whose reason is any exception's words, with paths and all. A bundle
+    that is refused is said so."""
+    refused = (reason or "").startswith(str(UserError))
+    return Error(code, reason if refused else FAILED)
 
 
 def _refused(why: str) -> UserError:

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -114,7 +115,8 @@ def start(
     port: int | None = None,
     health: int | None = None,
 ) -> NoReturn:
-    """Become the node. Raises UserError where something is wrong that can be seen from here."""
+    """Become the node. Raises UserError where something is wrong that can be seen from here; under
+    a budget that is whatever a run could find wrong with rows and model."""
     superlink.verify()
     owner = Owner.read(node_config)
     if superlink.key:
@@ -124,6 +126,8 @@ def start(
     config = state / "node.toml"
     given = {**node_config, "state-dir": str(state)}
     files.write(config, tomli_w.dumps(given), mode=0o600)
+    if owner.epsilon is not None:
+        ready(state, config)
     command = [
         *(sys.executable, "-P", "-m", "clients.supernode"),
         *("--isolation=subprocess", "--host=127.0.0.1"),
@@ -132,6 +136,15 @@ def start(
     if health:
         command.append(f"--health-server-address=127.0.0.1:{health}")
     os.execve(sys.executable, command, environment(state))
+
+
+def ready(state: Path, config: Path) -> None:
+    """Raises UserError where rows or model cannot be used. In another process, since this one is to
+    become Flower's."""
+    command = [sys.executable, "-P", "-m", "clients.ready", str(config)]
+    done = subprocess.run(command, env=environment(state), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(done.stdout.strip() or "the rows or the model cannot be used: see above")
 
 
 def make_state(folder: Path) -> Path:

@@ -4,8 +4,10 @@ The settings are Flower's `--node-config`; a run is held against them before any
 loaded for it. A simulation has no owner and no limits.
 """
 
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from clients import refusals
 from clients.channel import state_dir
+from clients.refusals import Refused as Refused
+from clients.refusals import is_folder, refused
 from fedlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,10 +37,7 @@ MB = 10**6
 COLUMNS = ("text", "label", "prompt", "context", "response")  # the owner's to choose
 SIMULATED = {"partition-id", "num-partitions", "state-dir"}
 
-
-class Refused(UserError):
-    """A run asks for what the owner does not allow. Says what was asked for, and nothing of rows,
-    so the server may be told in any run."""
+log = logging.getLogger("fedlora.client")
 
 
 class Owner(BaseModel):
@@ -93,7 +95,20 @@ class Owner(BaseModel):
     model: str | None = Field(
         None,
         min_length=1,
-        description="A folder used in place of the run's model.name; its digest must agree.",
+        description="A folder, or with revision a name of the hub, used in place of the run's "
+        "model.name; its digest must agree.",
+    )
+    revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="The commit of model, where that is a name of the hub. With epsilon a run can "
+        "choose no files: it is served with model, or with a model that a package holds which is "
+        "installed here.",
+    )
+    chat_template: Path | None = Field(
+        None,
+        description="A file of Jinja by which conversations become text; by default the model's "
+        "own template. A run's is never rendered here: it has to be the same, to the byte.",
     )
     methods: tuple[str, ...] | None = Field(
         None,
@@ -166,19 +181,33 @@ class Owner(BaseModel):
             raise ValueError("epsilon needs data too: the rows that the account is of")
         if self.delta is not None and self.epsilon is None:
             raise ValueError("delta needs epsilon too: it is the other half of that budget")
+        if self.revision is not None and (self.model is None or is_folder(self.model)):
+            raise ValueError("revision needs model too, as a name of the hub")
         return self
 
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template's text. Raises UserError where its file cannot be read."""
+        if self.chat_template is None:
+            return None
+        path = self.chat_template.expanduser()
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"chat-template: {path} cannot be read ({e})") from None
+
     def allow(self, run_config: Mapping[str, Any], payload_bytes: int) -> None:
-        """Raises UserError where a run, by Flower's flat configuration, or a message of that size
+        """Raises Refused where a run, by Flower's flat configuration, or a message of that size
         is not allowed here; nothing was loaded then, nor code of anybody's imported."""
         if payload_bytes > self.max_payload * MB:
-            raise _refused("max-payload", f"{self.max_payload:g} MB", f"{payload_bytes / MB:.1f}")
+            raise refused("max-payload", f"{self.max_payload:g} MB", f"{payload_bytes / MB:.1f}")
         config, _ = self.resolve(run_config)
         if config.run.rounds > self.max_rounds:
-            raise _refused("max-rounds", f"{self.max_rounds} rounds", config.run.rounds)
+            raise refused("max-rounds", f"{self.max_rounds} rounds", config.run.rounds)
         self._steps(config.train.steps or 0)
         self._rows(config)
-        self._model(config.model.name)
+        refusals.place(self, config.model.name)
+        refusals.template(self, config.model.chat_template)
         if self.epsilon is not None:
             self._private(config)
 
@@ -188,14 +217,14 @@ class Owner(BaseModel):
         from fedlora.privacy import plan
 
         if round > self.max_rounds:
-            raise _refused("max-rounds", f"{self.max_rounds} rounds", f"round {round}")
+            raise refused("max-rounds", f"{self.max_rounds} rounds", f"round {round}")
         self._steps(config.train.steps_a_round(rows))
         # The server is to find this out before; an owner's account does not rest on that.
         if self.epsilon is not None and (unfit := plan.refusal(config, rows)):
             raise Refused(unfit)
 
     def resolve(self, run_config: Mapping[str, Any]) -> "tuple[Config, Strategy]":
-        """The run's configuration and method, as everybody reads them. Raises UserError where they
+        """The run's configuration and method, as everybody reads them. Raises Refused where they
         are wrong or the method is none of the owner's, which then is not imported."""
         import strategies
         from fedlora import settings
@@ -203,58 +232,72 @@ class Owner(BaseModel):
         def load(name: str) -> "type[Strategy]":
             allowed = self.methods or tuple(strategies.BUILTIN)
             if name not in allowed:
-                raise _refused("methods", ", ".join(allowed), f"strategy.name = {name}")
-            return strategies.load(name)
+                raise refused("methods", ", ".join(allowed), f"strategy.name = {name}")
+            try:
+                return strategies.load(name)
+            except Exception:  # its words are a module's, with this machine's paths
+                log.exception("the method %s cannot be loaded", name)
+                raise Refused(f"{name} cannot be loaded on this node: its log says more") from None
 
-        tree = settings.from_flat(flat(run_config))
-        return settings.resolve(tree, load, ignore=strategies.settings())
+        try:
+            tree = settings.from_flat(flat(run_config))
+            return settings.resolve(tree, load, ignore=strategies.settings())
+        except Refused:
+            raise
+        except UserError as e:  # in words of the run's configuration alone
+            raise Refused(str(e)) from None
 
     def applied(self, config: "Config") -> "Config":
         """The run's configuration with what the owner settles."""
-        own = {key: getattr(self, key) for key in COLUMNS}
-        columns = {key: column for key, column in own.items() if column is not None}
-        if columns.keys() & {"prompt", "context", "response"}:
-            columns["format"] = "columns"
         privacy = config.privacy
         if self.epsilon is not None and privacy.epsilon is not None:
             least = min(self.epsilon, privacy.epsilon)
             privacy = privacy.model_copy(update={"epsilon": least})
-        own = {"name": self.model, "revision": None, "gguf": None} if self.model else {}
-        model = config.model.model_copy(update=own)
-        data = config.data.model_copy(update=columns)
-        return config.model_copy(update={"data": data, "model": model, "privacy": privacy})
+        model: dict[str, Any] = {"chat_template": self.template}
+        if self.model:
+            model |= {"name": self.model, "revision": self.revision, "gguf": None}
+        return config.model_copy(
+            update={
+                "data": config.data.model_copy(update=self._columns(config)),
+                "model": config.model.model_copy(update=model),
+                "privacy": privacy,
+                "simulation": type(config.simulation)(),  # says nothing about this machine
+            }
+        )
+
+    def _columns(self, config: "Config") -> dict[str, str]:
+        """What the owner says of the rows' form. In a private run the run says nothing of it, since
+        whether rows are of a form is a question about them."""
+        own = {key: getattr(self, key) for key in COLUMNS}
+        columns = {key: column for key, column in own.items() if column is not None}
+        if columns.keys() & {"prompt", "context", "response"}:
+            return {**columns, "format": "columns"}
+        return {**columns, "format": "auto"} if self.data and config.privacy.on else columns
 
     def _steps(self, steps: int) -> None:
         if steps > self.max_steps:
-            raise _refused("max-steps", f"{self.max_steps} steps a round", steps)
+            raise refused("max-steps", f"{self.max_steps} steps a round", steps)
 
     def _rows(self, config: "Config") -> None:
         from fedlora.data.sources import BUNDLED
 
         data = config.data
         if self.data is None and data.name not in BUNDLED:
-            raise _refused("data", "bundled data alone", f"data.name = {data.name}")
+            raise refused("data", "bundled data alone", f"data.name = {data.name}")
         for key in COLUMNS:
             asked = getattr(data, key)
             if self.data is not None and getattr(self, key) is None and asked not in (key, None):
-                raise _refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
-
-    def _model(self, name: str) -> None:
-        from fedlora.config import MINILM
-
-        organisation, _, model = name.partition("/")
-        hub = all(_plain(part) for part in (organisation, model)) and not Path(name).exists()
-        if self.model is None and name != MINILM and not hub:
-            raise _refused("model", "models of the hub alone", f"model.name = {name}")
+                raise refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
 
     def _private(self, config: "Config") -> None:
         if not config.privacy.local:
             asked = "central noise" if config.privacy.central else "none (privacy.epsilon is unset)"
-            raise _refused("epsilon", "training by local DP-SGD alone", asked)
+            raise refused("epsilon", "training by local DP-SGD alone", asked)
         if config.privacy.insecure_seed is not None:
-            raise _refused("epsilon", "secret noise alone", "privacy.insecure_seed")
+            raise refused("epsilon", "secret noise alone", "privacy.insecure_seed")
         if config.data.rows is not None:
-            raise _refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
+            raise refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
+        refusals.files(self, config)
 
 
 def owner_of(node_config: Mapping[str, Any]) -> Owner | None:
@@ -266,18 +309,6 @@ def owner_of(node_config: Mapping[str, Any]) -> Owner | None:
 def flat(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """The run's configuration without what `fedlora submit` tells the server alone."""
     return {k: v for k, v in run_config.items() if not k.startswith("submit.")}
-
-
-def _refused(key: str, allowed: str, asked: object) -> Refused:
-    return Refused(
-        f"this node's owner allows {allowed}; the run asks for {asked}. Change the run, or ask the "
-        f"owner for another {key}."
-    )
-
-
-def _plain(part: str) -> bool:
-    """Whether it can be half of a hub name, and no step of a path."""
-    return part[:1].isalnum() and all(c.isalnum() or c in "._-" for c in part)
 
 
 def _line(error: Any) -> str:

@@ -1,5 +1,6 @@
 """What a client does with an order: assemble its adapter, train or evaluate, keep what stays."""
 
+import logging
 import math
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ from fedlora.tensors import Tensors, select
 from fedlora.training import Trained
 from fedlora.wire import Parcel, encode
 
+log = logging.getLogger("fedlora.client")
+
 
 def train(
     resident: Resident, store: Store, order: Order, parcel: Parcel, account: Account | None
@@ -36,7 +39,7 @@ def train(
     try:
         tensors = _assemble(store, order, parcel)
     except Missing as e:
-        return answer("stale", str(e), lost=e.what)
+        return _stale(e)
     round, client = _round(resident, order), order.as_client()
     trains = called(strategy, "trains", round) & adapter.parts
     member = _member(resident, order, tensors, "train")
@@ -85,7 +88,7 @@ def evaluate(
     try:
         tensors = _assemble(store, order, parcel)
     except Missing as e:
-        return answer("stale", str(e), lost=e.what)
+        return _stale(e)
     privacy = resident.config.privacy
     reply = answer("ok", round=order.round, experiment=order.experiment)
     if privacy.central:
@@ -103,6 +106,12 @@ def evaluate(
         on_server = {"global": whole.score, "global_loss": whole.loss}
         reply.metrics |= {k: x for k, x in on_server.items() if math.isfinite(x)}
     return reply
+
+
+def _stale(e: Missing) -> Parcel:
+    """Asks for what was lost. Where it was is this machine's affair."""
+    log.warning("the server is asked for what this client lacks: %s", e)
+    return answer("stale", lost=e.what)
 
 
 def _member(resident: Resident, order: Order, tensors: Tensors, split: str) -> Member:

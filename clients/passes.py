@@ -84,7 +84,11 @@ def conclude(
                 replies[i] = end.value
             except Exception as e:
                 replies[i] = excuse(e)
-        results = dict(zip(asked, _answered(resident, list(asked.values())), strict=True))
+        try:
+            answers = _answered(resident, list(asked.values()))
+        except Exception as e:  # then nobody has an answer, and each says so
+            answers = [e] * len(asked)
+        results = dict(zip(asked, answers, strict=True))
     return [replies[i] for i in range(len(talks))]
 
 

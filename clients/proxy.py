@@ -9,6 +9,7 @@ import fcntl
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as Proto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from clients.channel import METHOD, OPTIONS, SERVICE, Place, request, state_dir
+from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, request, state_dir
 
 START = 60.0  # seconds that a trainer may take until it answers
 CHECK = 2.0  # seconds for a health check
@@ -34,7 +35,17 @@ class TrainerError(Exception):
 
 
 def forward(message: Message, context: Context) -> Message:
-    """The trainer's reply to a message. Raises TrainerError."""
+    """The trainer's reply to a message. Raises TrainerError, whose words Flower sends to the server
+    and are always the same; why is in this process's log."""
+    try:
+        return answered(message, context)
+    except Exception:
+        traceback.print_exc()
+        raise TrainerError(FAILED) from None
+
+
+def answered(message: Message, context: Context) -> Message:
+    """The trainer's reply. Raises TrainerError that says why there is none."""
     place = Place(state_dir(context.node_config))
     until = message.metadata.created_at + message.metadata.ttl
     facts = {

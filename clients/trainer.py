@@ -25,9 +25,8 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as Proto
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from clients.channel import METHOD, OPTIONS, SERVICE, Place, parse, pieces
+from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, parse, pieces
 from fedlora import cancel, files
-from fedlora.errors import UserError
 from fedlora.untrusted import Log
 
 IDLE = 600.0  # seconds before the first message; then the owner's own
@@ -69,6 +68,10 @@ class Trainer:
         except cancel.Cancelled:
             log.warning("the caller is gone: its message is worked on no further")
             return iter(())
+        except Exception:  # gRPC would send its words
+            log.exception("a message could not be answered")
+            rpc.abort(grpc.StatusCode.INTERNAL, FAILED)
+            raise
         finally:
             self._open.discard(threading.get_ident())
             self._last = time.monotonic()
@@ -82,27 +85,32 @@ class Trainer:
 
 
 def handle(message: Message, context: Context, size: int) -> tuple[Message, float]:
-    """The reply to a message of `size` bytes, and the owner's idle time. What its owner does not
-    allow is refused before anything is loaded for it."""
+    """The reply to a message of `size` bytes, whatever happens over it, and the owner's idle time.
+    What its owner does not allow is refused before anything is loaded for it."""
     # Here and below: torch and all, loaded by the first message.
+    from clients.excuse import excuse
     from clients.owner import Owner
     from fedlora import wire
-    from fedlora.orders import answer
 
+    idle = IDLE
     try:
         owner = Owner.read(context.node_config)
+        idle = owner.idle
         owner.allow(context.run_config, size)
-    except UserError as e:
-        log.error("refused: %s", e)
-        return Message(wire.pack(answer("error", str(e))), reply_to=message), IDLE
+        return _served(message, context, owner.threads), idle
+    except Exception as e:
+        return Message(wire.pack(excuse(e, context)), reply_to=message), idle
+
+
+def _served(message: Message, context: Context, threads: int) -> Message:
     import torch
 
     from clients import app
 
-    if owner.threads:
-        torch.set_num_threads(owner.threads)
+    if threads:
+        torch.set_num_threads(threads)
     try:
-        return app.app(message, context), owner.idle
+        return app.app(message, context)
     except cancel.Cancelled:
         app.forget()  # half a step is in the model
         raise

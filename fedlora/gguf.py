@@ -99,7 +99,7 @@ def _convert(path: Path, folder: Path) -> None:
         "local_files_only": True,
         "trust_remote_code": False,
     }
-    weights = {"dtype": torch.float32, "use_safetensors": True}
+    weights: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(**source, **weights)

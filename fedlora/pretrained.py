@@ -88,6 +88,13 @@ class Pretrained:
         except Exception as error:
             self._unusable("configuration", error)
 
+    def longest(self, asked: int, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens of the longest row: as many as are asked for, where tokenizer and model go so
+        far."""
+        places = getattr(self.config().get_text_config(), "max_position_embeddings", None)
+        known = [n for n in (tokenizer.model_max_length, places) if isinstance(n, int) and n > 0]
+        return min(asked, *known)
+
     def model(
         self, kind: Any, what: str, stored: bool = False, **arguments: Any
     ) -> PreTrainedModel:

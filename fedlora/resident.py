@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,8 +23,10 @@ from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
 from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
-from fedlora.tasks import table
+from fedlora.tasks import table, usable
 from fedlora.tensors import Tensors
+
+log = logging.getLogger("fedlora.client")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,18 @@ class Resident:
         self.encoded = lru_cache(maxsize=512)(self._encoded)
         self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
+    @property
+    def hides(self) -> bool:
+        """Whether these are an owner's rows in a private run, where every row is used."""
+        return bool(self.node.data) and self.config.privacy.on
+
     @cached_property
     @profile.timed("load")
     def federation(self) -> data.Federation:
         seed, kind = self.config.run.seed, tasks.load(self.config.model.task).kind
         if self.node.data:
-            return own(self.node.data, self.node.client, self.config.data, seed, kind)
+            rows, client = self.node.data, self.node.client
+            return own(rows, client, self.config.data, seed, kind, self.hides)
         federation = data.load(self.config.data, seed, kind)
         return data.pool(federation) if self.config.data.pooled else federation
 
@@ -84,6 +93,8 @@ class Resident:
         except (AssertionError, RuntimeError) as e:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(f"device = {device} cannot be used: {reason}") from None
+        if self.hides:
+            usable.rehearse(self.task, adapter.model)
         return adapter
 
     @cached_property
@@ -141,7 +152,24 @@ class Resident:
     @cached_property
     def _table(self) -> Any:
         """Every row that a client owns, tokenised."""
-        return self.task.encode(self._pool)
+        return self._tried[0] if self.hides else self.task.encode(self._pool)
+
+    @property
+    def faults(self) -> dict[int, str]:
+        """Of rows that hide: why some, by number in the pool from 0, are blank."""
+        return self._tried[1] if self.hides else {}
+
+    @cached_property
+    def _tried(self) -> tuple[Any, dict[int, str]]:
+        words: Any = self.adapter.model.get_input_embeddings()
+        table, faults = usable.encode(self.task, self._pool, words.num_embeddings)
+        if faults:
+            log.warning(
+                "%d of %d rows cannot be used in this run: they count, with a gradient of zero",
+                len(faults),
+                len(table),
+            )
+        return table, faults
 
     @property
     def _pool(self) -> Dataset:

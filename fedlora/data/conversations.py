@@ -37,6 +37,16 @@ ROLES = {
 }
 
 
+def fits(table: Dataset, data: Data) -> bool:
+    """Whether the table has the columns of a known form."""
+    try:
+        form = _form(table, "", data)
+    except UserError:
+        return False
+    asked = (data.prompt, data.context or data.prompt, data.response)
+    return form != "columns" or {*asked} <= {*table.column_names}
+
+
 def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     """The table's conversations and owners, every row whole; and where the division among clients
     goes by labels, the column data.label."""
@@ -61,9 +71,9 @@ def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     )
 
 
-def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
-    """The labels of all tables, sorted. Raises UserError where rows are divided by labels and have
-    none."""
+def label_names(tables: Mapping[str, Table], data: Data, others: bool = False) -> list[str]:
+    """The labels of all tables, sorted; `others` changes nothing. Raises UserError where rows are
+    divided by labels and have none."""
     labels = sorted({name for table in tables.values() for name in table.names})
     if data.partition in ("dirichlet", "shards") and labels == [""]:
         raise UserError(

@@ -8,6 +8,13 @@ from fedlora.config import Data
 from fedlora.data.columns import Table, column, owners_of, text_columns
 from fedlora.errors import UserError
 
+NONE = -100  # as a label: none of those that are learnt, as torch's cross-entropy has it
+
+
+def fits(table: Dataset, data: Data) -> bool:
+    """Whether the table has the columns."""
+    return {data.text, data.label} <= {*table.column_names}
+
 
 def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     """The table's text, label and owner columns, each row's value there and of the right kind."""
@@ -52,24 +59,25 @@ def names_of(table: Dataset, where: str, label: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
-    """data.labels, of which every row of the tables (by place) has one; else the label names of all
+def label_names(tables: Mapping[str, Table], data: Data, others: bool = False) -> list[str]:
+    """data.labels, of which every row of the tables (by place) has one, or with `others` may have
+    none; else the label names of all
     tables: in the data set's own order where it has one, else sorted, integers as numbers."""
     if data.labels is not None:
         for where, table in tables.items():
             for row, name in enumerate(table.names, start=1):
-                if name not in data.labels:
+                if name not in data.labels and not others:
                     raise UserError(
                         f"{where}: row {row} has the label {name!r}, which is none of data.labels "
                         f"({', '.join(data.labels)}). Correct it, or add it to data.labels."
                     )
         return list(data.labels)
     ordered = list(dict.fromkeys(name for table in tables.values() for name in table.classes))
-    others = {name for table in tables.values() for name in table.names} - set(ordered)
+    more = {name for table in tables.values() for name in table.names} - set(ordered)
     try:
-        labels = ordered + sorted(others, key=int)
+        labels = ordered + sorted(more, key=int)
     except ValueError:
-        labels = ordered + sorted(others)
+        labels = ordered + sorted(more)
     if len(labels) < 2:
         raise UserError(
             f"{', '.join(tables)}: every row has the label {labels[0]!r}, so there is nothing to "
@@ -80,10 +88,10 @@ def label_names(tables: Mapping[str, Table], data: Data) -> list[str]:
 
 
 def together(tables: Sequence[Table], labels: Sequence[str]) -> Dataset:
-    """The rows of all tables, labels as indices into `labels`."""
+    """The rows of all tables, labels as indices into `labels`, NONE for those that it lacks."""
     index = {name: i for i, name in enumerate(labels)}
     columns = {
         "text": [text for table in tables for text in table.contents],
-        "label": [index[name] for table in tables for name in table.names],
+        "label": [index.get(name, NONE) for table in tables for name in table.names],
     }
     return Dataset.from_dict(columns, Features(text=Value("string"), label=Value("int64")))

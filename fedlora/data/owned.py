@@ -9,11 +9,22 @@ from fedlora.errors import UserError
 from fedlora.tasks import Kind
 
 
-def own(path: str, client: str, data: Data, seed: int, kind: Kind = "labelled") -> Federation:
+def own(
+    path: str,
+    client: str,
+    data: Data,
+    seed: int,
+    kind: Kind = "labelled",
+    others: bool = False,
+) -> Federation:
     """All rows of a file, in its order, or a client's rows of the bundled data that `path` names.
     Of `data` only the columns, the labels and what a client does with its rows (data.rows,
     data.holdout) count. What is held out is what a simulation of the same rows, under
     "split" or "natural" with data.public = 0 and a test file, holds out for that client.
+
+    Args:
+        others: whether rows may have labels that are none of data.labels: theirs is then
+            `labelled.NONE`, and whether there are such rows is nobody's to find out.
 
     Raises:
         UserError: the file cannot be used, or there are no bundled rows of that client.
@@ -23,9 +34,9 @@ def own(path: str, client: str, data: Data, seed: int, kind: Kind = "labelled") 
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no file {file} (looked from {Path.cwd()}). Correct the path.")
-    rule = sources.RULES[kind]
+    rule, data = sources.RULES[kind], data.model_copy(update={"partition": "split"})
     table = rule.check(sources.read_file(file), str(file), data, None)
-    labels = rule.label_names({str(file): table}, data)
+    labels = rule.label_names({str(file): table}, data, others)
     rows = rule.together([table], labels)
     trained, held = partition.hold_out({client: list(range(len(rows)))}, data, seed)
     none = rows.select([])

@@ -62,6 +62,11 @@ class Task(Protocol):
         """The rows as tokens."""
         ...
 
+    def blank(self, length: int) -> Any:
+        """One row of so many tokens of which nothing is to be learnt: its loss is 0, and it is not
+        right."""
+        ...
+
     def batch(self, encoded: Any, indices: Sequence[int]) -> dict[str, Tensor]:
         """Some of the rows, padded to one length; every entry is (rows, ...)."""
         ...

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fedlora import cancel
 from fedlora.config import Config
+from fedlora.data.labelled import NONE
 from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
 from fedlora.tasks import Kind
@@ -42,7 +43,7 @@ class Classification:
         self.labels = list(labels)
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
-        self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
+        self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode. A head that the checkpoint lacks, or has for
@@ -85,6 +86,17 @@ class Classification:
             rows=np.arange(len(lengths)),
         )
 
+    def blank(self, length: int) -> Encoded:
+        """One row of a token that is no padding, with none of the labels."""
+        values = {"attention_mask": 1, "input_ids": int(self.tokenizer.pad_token_id == 0)}
+        return Encoded.row(
+            {
+                name: torch.full((length,), values.get(name, 0), dtype=torch.int32)
+                for name in self.tokenizer.model_input_names
+            },
+            label=NONE,
+        )
+
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""
         padding = {
@@ -99,7 +111,7 @@ class Classification:
         return torch.ones(len(indices), dtype=torch.float64)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """(b,): the cross-entropy of each row."""
+        """(b,): the cross-entropy of each row, 0 where it has none of the labels."""
         return F.cross_entropy(*self._predict(model, batch), reduction="none")
 
     def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

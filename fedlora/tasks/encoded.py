@@ -67,6 +67,18 @@ class Encoded:
             batch[name] = filled
         return batch, self.labels[torch.from_numpy(rows)]
 
+    @classmethod
+    def row(cls, inputs: dict[str, Tensor], label: int = 0) -> "Encoded":
+        """A table of one row with these tokens, (length,) int32 each."""
+        (length,) = {len(tokens) for tokens in inputs.values()}
+        return cls(
+            inputs=inputs,
+            starts=np.array([0, length], dtype=np.int64),
+            labels=torch.tensor([label]),
+            cut=np.zeros(1, dtype=np.bool_),
+            rows=np.arange(1),
+        )
+
     @staticmethod
     def joined(parts: "Sequence[Encoded]") -> "Encoded":
         """The rows of one or more selections, one after another: of the same table, or copied into

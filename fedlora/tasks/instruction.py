@@ -53,7 +53,7 @@ class Instruction:
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.chat = Chat(self.tokenizer, config.model.chat_template)
-        self.max_length = min(config.data.max_length, self.tokenizer.model_max_length)
+        self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
@@ -88,6 +88,12 @@ class Instruction:
             cut=np.array(cut, dtype=np.bool_),
             rows=np.arange(len(lengths)),
         )
+
+    def blank(self, length: int) -> Encoded:
+        """One row without an answer."""
+        token = int(self.tokenizer.pad_token_id == 0)  # one that is no padding
+        ids = torch.full((length,), token, dtype=torch.int32)
+        return Encoded.row({"input_ids": ids, "labels": torch.full_like(ids, IGNORED)})
 
     def packed(self, encoded: Encoded) -> Encoded:
         """The rows laid end to end in as few lines of at most max_length tokens as may be, longest

@@ -72,7 +72,7 @@ def test_a_client_that_lacks_labels_keeps_the_full_head(owned: Owned, tmp_path: 
     assert {r["client"] for r in ran.rows("client") if r["round"] == 2} == set(owned.nodes)
     watch = Watch()
     ran = federate_in(tmp_path / "no", owned, owned.server, grid=owned.grid(), watch=watch)
-    assert any("every row has the label 'good'" in note for note in watch.notes)
+    assert any("UserError: its own log says more" in note for note in watch.notes)
     assert {r["client"] for r in ran.rows("client")} == {"books", "shops"}
 
 
@@ -141,24 +141,34 @@ def test_partitions_share_a_model_and_owners_do_not(world: World, owned: Owned) 
     assert app.resident(books) is not one
 
 
-def test_a_client_that_the_data_does_not_have_is_said(world: World) -> None:
-    """A node without rows of its own is one of the data's clients."""
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_client_that_the_data_does_not_have_is_said(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node without rows of its own is one of the data's clients. Its own log says so."""
     facts = told("query", Parcel(), context(world, {"client": "bookz"}))
-    assert "client bookz" in facts["reason"] and "books, films, shops" in facts["reason"]
+    assert facts["reason"] == "UserError: its own log says more"
+    assert "client bookz" in logged(caplog) and "books, films, shops" in logged(caplog)
 
 
-def test_a_private_run_tells_no_row_s_label(world: World, owned: Owned) -> None:
-    """A label that the run does not know is said in the node's own log; to the server only where
-    the run is not private."""
+def test_no_run_tells_a_row_s_label(
+    world: World, owned: Owned, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A label that the run does not know is said in the node's own log, and nowhere else."""
     labels = {"data__labels": ["good", "so-so"], "strategy__name": "fedit"}
-    reason = told("query", Parcel(), context(world, owned.nodes["books"], **labels))["reason"]
-    assert "the label 'bad'" in reason
-    private = context(world, owned.nodes["books"], **labels, privacy__epsilon=3.0)
-    assert "bad" not in told("query", Parcel(), private)["reason"]
+    facts = told("query", Parcel(), context(world, owned.nodes["books"], **labels))
+    assert facts["status"] == "error" and "bad" not in facts["reason"]
+    assert "the label 'bad'" in logged(caplog)
 
 
-def test_a_device_that_is_not_there_is_said(world: World, owned: Owned) -> None:
-    """With torch's own reason."""
+def test_a_device_that_is_not_there_is_said(
+    world: World, owned: Owned, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With torch's own reason, in the node's log."""
     node = owned.nodes["books"] | {"device": "xpu:7"}
     facts = told("query", Parcel(), context(world, node, strategy__name="fedit"))
-    assert "device = xpu:7 cannot be used" in facts["reason"]
+    assert facts["status"] == "error" and "xpu" not in facts["reason"]
+    assert "device = xpu:7 cannot be used" in logged(caplog)

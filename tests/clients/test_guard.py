@@ -53,7 +53,7 @@ def built(tmp_path: Path) -> Callable[..., bytes]:
 def sealed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Flower's module, sealed as in a node's process for one message."""
     module = guard.flower()
-    for name in (guard.INSTALL, guard.LOAD):
+    for name in (guard.INSTALL, guard.LOAD, guard.ERROR):
         monkeypatch.setattr(module, name, getattr(module, name))  # and back after the test
     guard.seal(module)
     return module

@@ -24,7 +24,9 @@ FULL: dict[str, Any] = {
     "device": "cuda:1",
     "threads": 2,
     "state-dir": "/state",
-    "model": "/models/mini",
+    "model": "owner/mini",
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "chat-template": "/models/turns.jinja",
     "methods": "fedit, mine:Mine",
     "max-rounds": 10,
     "max-total-rounds": 99,
@@ -251,7 +253,8 @@ def test_the_smaller_budget_counts(run_epsilon: float, least: float) -> None:
 
 def test_the_owner_settles_model_and_columns() -> None:
     """In place of the run's; the rest of its configuration stays."""
-    given = Owner.read({**FULL, "methods": "fedex"})
+    plain = {k: v for k, v in FULL.items() if k not in ("revision", "chat-template")}
+    given = Owner.read({**plain, "methods": "fedex", "model": "/models/mini"})
     config, _ = given.resolve(run(privacy__epsilon=1.0, data__label="diagnosis", train__steps=7))
     mine = given.applied(config)
     assert (mine.model.name, mine.data.text, mine.data.label) == ("/models/mini", "body", "mood")

@@ -219,7 +219,7 @@ def test_who_is_gone_is_worked_for_no_longer(node):
     """At the message's deadline the round stops, and the next message is answered at once."""
     parcel = endless(node)
     with pytest.raises(proxy.TrainerError, match="DEADLINE_EXCEEDED"):
-        proxy.forward(sent(parcel, "train", ttl=5.0), node)
+        proxy.answered(sent(parcel, "train", ttl=5.0), node)
     assert training(node)
     assert facts(proxy.forward(sent(), node))["status"] == "ok"
 

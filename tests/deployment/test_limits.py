@@ -41,7 +41,7 @@ def small_disk(net: Net) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(state)], check=True, timeout=10)
 
 
-def test_a_client_whose_disk_is_full_is_missing_with_the_reason(net: Net, small_disk: Path) -> None:
+def test_a_client_whose_disk_is_full_is_missing(net: Net, small_disk: Path) -> None:
     """The run ends without it, and nothing half-written stays on its disk."""
     held = net.nodes["films"].held(2)
     role = net.submit("disk", "held:HeldFedSA", run__rounds=2)
@@ -56,7 +56,7 @@ def test_a_client_whose_disk_is_full_is_missing_with_the_reason(net: Net, small_
     assert role.finished(400) == 0, role.tail()
     rows = net.metrics(net.runs / "disk")
     assert [r["clients"] for r in rows[1:]] == [3, 2]
-    assert "o space left" in rows[2]["failed"]["films"]
+    assert "its own log says more" in rows[2]["failed"]["films"]
     kept = [p for p in small_disk.glob("run-*/client-*/*") if p.is_file()]
     assert kept
     for path in kept:

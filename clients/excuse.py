@@ -1,0 +1,50 @@
+"""What a client tells of its failures; its own log has all of them in full.
+
+Every failure of a client becomes a reply here, whatever raised it and wherever. A simulation's rows
+are the researcher's own, and all is told. On a node
+
+    what the owner refuses                told: settings alone decide it, before rows are looked at
+    anything else, in a private run       one and the same, so that it says nothing about rows
+    a method's mistakes, in a plain run   told: a method sees tensors and no rows
+    anything else, in a plain run         its kind, whose words might quote a row
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Context
+
+from clients.channel import FAILED
+from clients.owner import Refused, owner_of
+from fedlora.errors import MethodError, UserError
+from fedlora.orders import answer
+from fedlora.wire import Parcel
+
+log = logging.getLogger("fedlora.client")
+
+
+def excuse(e: Exception, context: Context) -> Parcel:
+    """The reply that stands for a failure over a message of this context."""
+    if isinstance(e, Refused):
+        log.error("refused: %s", e)
+        return answer("error", str(e))
+    known = isinstance(e, UserError)
+    log.error("this client could not answer: %s", e, exc_info=None if known else e)
+    node, private = _where(context.node_config, context.run_config)
+    if private:
+        return answer("error", FAILED)
+    if isinstance(e, MethodError):
+        return answer("wrong", str(e))
+    if node:
+        return answer("error", f"{type(e).__name__}: its own log says more")
+    return answer("error", str(e) if known else f"{type(e).__name__}: {e}")
+
+
+def _where(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether this is an owner's node, and one in a run that is private or may be."""
+    try:
+        owner = owner_of(node_config)
+        return owner is not None, owner is not None and owner.resolve(run_config)[0].privacy.on
+    except Exception:  # whatever it is, nobody knows what the run is
+        return True, True

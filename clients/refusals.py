@@ -1,0 +1,77 @@
+"""What a node tells of what its owner does not allow, and whose files model and template are.
+
+What a tokenizer, a template or a model does with a row can be a question about it, and whether it
+fails the answer. So a template is never the run's, and under a budget neither are the others.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedlora.errors import UserError
+
+if TYPE_CHECKING:
+    from clients.owner import Owner
+    from fedlora.config import Config
+
+
+class Refused(UserError):
+    """A run asks for what the owner does not allow, or for what nobody can do. Says what was asked
+    for, and nothing of rows or this machine, so the server may be told in any run."""
+
+
+def refused(key: str, allowed: str, asked: object) -> Refused:
+    return Refused(
+        f"this node's owner allows {allowed}; the run asks for {asked}. Change the run, or ask the "
+        f"owner for another {key}."
+    )
+
+
+def place(owner: "Owner", name: str) -> None:
+    """Raises Refused where a run's model could be a folder of this machine."""
+    from fedlora.config import MINILM
+
+    organisation, _, model = name.partition("/")
+    hub = all(_plain(part) for part in (organisation, model)) and not Path(name).exists()
+    if owner.model is None and name != MINILM and not hub:
+        raise refused("model", "models of the hub alone", f"model.name = {name}")
+
+
+def template(owner: "Owner", asked: str | None) -> None:
+    """Raises Refused where a run's chat template is none that the owner chose."""
+    if asked is not None and asked != owner.template:
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        raise refused(
+            "chat-template",
+            "the chat template of its own settings, or else the model's, alone",
+            f"model.chat_template of SHA-256 {digest}",
+        )
+
+
+def files(owner: "Owner", config: "Config") -> None:
+    """Raises Refused where the owner chose neither model nor tokenizer."""
+    from fedlora.models import packaged
+
+    given = config.model
+    if owner.model is not None:
+        chosen = bool(owner.revision or is_folder(owner.model) or packaged(owner.model))
+    else:
+        ours = given.revision is None and given.gguf is None
+        chosen = ours and packaged(given.name) is not None
+    if not chosen:
+        asked = {"name": given.name, "revision": given.revision, "gguf": given.gguf}
+        raise refused(
+            "model (a folder, or a name of the hub with revision)",
+            "under a budget a model of its own alone, or one that an installed package holds",
+            ", ".join(f"model.{key} = {value}" for key, value in asked.items() if value),
+        )
+
+
+def is_folder(model: str) -> bool:
+    """Whether an owner means a folder, and no name of the hub."""
+    return model.startswith(("/", ".", "~")) or Path(model).is_dir()
+
+
+def _plain(part: str) -> bool:
+    """Whether it can be half of a hub name, and no step of a path."""
+    return part[:1].isalnum() and all(c.isalnum() or c in "._-" for c in part)

@@ -188,13 +188,7 @@ class Owner(BaseModel):
     @cached_property
     def template(self) -> str | None:
         """The chat template's text. Raises UserError where its file cannot be read."""
-        if self.chat_template is None:
-            return None
-        path = self.chat_template.expanduser()
-        try:
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"chat-template: {path} cannot be read ({e})") from None
+        return None if self.chat_template is None else refusals.text(self.chat_template)
 
     def allow(self, run_config: Mapping[str, Any], payload_bytes: int) -> None:
         """Raises Refused where a run, by Flower's flat configuration, or a message of that size
@@ -209,7 +203,7 @@ class Owner(BaseModel):
         refusals.place(self, config.model.name)
         refusals.template(self, config.model.chat_template)
         if self.epsilon is not None:
-            self._private(config)
+            refusals.private(self, config)
 
     def allow_rows(self, config: "Config", rows: int, round: int = 0) -> None:
         """Raises UserError where what a round comes to on this node's training rows, so many, is
@@ -288,16 +282,6 @@ class Owner(BaseModel):
             asked = getattr(data, key)
             if self.data is not None and getattr(self, key) is None and asked not in (key, None):
                 raise refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
-
-    def _private(self, config: "Config") -> None:
-        if not config.privacy.local:
-            asked = "central noise" if config.privacy.central else "none (privacy.epsilon is unset)"
-            raise refused("epsilon", "training by local DP-SGD alone", asked)
-        if config.privacy.insecure_seed is not None:
-            raise refused("epsilon", "secret noise alone", "privacy.insecure_seed")
-        if config.data.rows is not None:
-            raise refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
-        refusals.files(self, config)
 
 
 def owner_of(node_config: Mapping[str, Any]) -> Owner | None:

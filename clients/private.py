@@ -151,8 +151,7 @@ def _between(value: float, low: int, high: int, name: str) -> int:
 def _pin(resident: Resident, store: Store, client: str) -> None:
     """A run keeps the rows, and their division, that it began with: another seed would hold out
     what was trained on. Raises UserError where they changed."""
-    path = store.path / "rows.txt"
-    now = "\n".join(resident.rows_digest(client, split) for split in ("train", "heldout"))
+    path, now = store.path / "rows.txt", resident.division(client)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, now, 0o600)

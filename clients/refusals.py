@@ -48,8 +48,19 @@ def template(owner: "Owner", asked: str | None) -> None:
         )
 
 
-def files(owner: "Owner", config: "Config") -> None:
-    """Raises Refused where the owner chose neither model nor tokenizer."""
+def private(owner: "Owner", config: "Config") -> None:
+    """Raises Refused where a run is not as private as an owner's budget asks for."""
+    if not config.privacy.local:
+        asked = "central noise" if config.privacy.central else "none (privacy.epsilon is unset)"
+        raise refused("epsilon", "training by local DP-SGD alone", asked)
+    if config.privacy.insecure_seed is not None:
+        raise refused("epsilon", "secret noise alone", "privacy.insecure_seed")
+    if config.data.rows is not None:
+        raise refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
+    _files(owner, config)
+
+
+def _files(owner: "Owner", config: "Config") -> None:
     from fedlora.models import packaged
 
     given = config.model
@@ -65,6 +76,14 @@ def files(owner: "Owner", config: "Config") -> None:
             "under a budget a model of its own alone, or one that an installed package holds",
             ", ".join(f"model.{key} = {value}" for key, value in asked.items() if value),
         )
+
+
+def text(template: Path) -> str:
+    """What is in a chat template's file. Raises UserError where it cannot be read."""
+    try:
+        return template.expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"chat-template: {template} cannot be read ({e})") from None
 
 
 def is_folder(model: str) -> bool:

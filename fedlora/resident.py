@@ -199,3 +199,10 @@ class Resident:
         """SHA-256 of a client's 'train' or 'heldout' rows."""
         rows = getattr(self.federation, split)(client)[:]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+    def division(self, client: str) -> str:
+        """SHA-256 of a client's rows and of which it trains on, without their labels: which of
+        those a run knows, and whether any row has them, is nothing that may be told."""
+        owned = [getattr(self.federation, split)[client] for split in ("trained", "held")]
+        rows = self.federation.rows.select([*owned[0], *owned[1]]).remove_columns("label")[:]
+        return hashlib.sha256(json.dumps([owned, rows], sort_keys=True).encode()).hexdigest()

@@ -54,7 +54,8 @@ class Model(Section):
     chat_template: str | None = Field(
         None,
         description="instruction: how a conversation becomes text, as Jinja or a file of it; by "
-        "default the tokenizer's own, and a plain one where it has none.",
+        "default the tokenizer's own, and a plain one where it has none. A node renders its "
+        "owner's alone, and refuses another.",
     )
 
     @field_validator("chat_template")

@@ -94,6 +94,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 TRAIN, EVALUATE, PRIVATE = "fedlora train", "fedlora evaluate", "privacy train"
 
 
+def test_what_fails_for_all_is_excused_for_each(
+    shared: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any pass, as where the size of passes is worked out: nothing gets by the excuse."""
+
+    def fail(_: Resident) -> int:
+        raise ValueError("the longest row is …")
+
+    monkeypatch.setattr(Resident, "most", property(fail))
+    talks = [asks(c, Rate(member(shared, c, "heldout"), "heldout")) for c in CLIENTS]
+    found = conclude(shared, talks, lambda e: answer("error", type(e).__name__))
+    assert told(found) == ["ValueError"] * len(CLIENTS)
+
+
 def test_together_ends_where_each_ends_alone(
     shared: Resident, counted: list[tuple[str, int]]
 ) -> None:

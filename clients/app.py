@@ -35,7 +35,7 @@ def resident(context: Context) -> Resident:
     if key not in _resident:
         if owner:
             config, strategy = owner.resolve(context.run_config)
-            node = Node(owner.data or "", owner.client or "", owner.device, owner.epsilon)
+            node = Node(owner.data or "", owner.client or "", owner.device)
             made = Resident(owner.applied(config), strategy, node)
         else:
             tree = settings.from_flat(given)

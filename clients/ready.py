@@ -59,7 +59,7 @@ def _resident(owner: Owner, kind: Kind) -> Resident:
         "strategy.name": owner.methods[0] if owner.methods else "fedex",
     }
     config, strategy = owner.resolve(run)
-    node = Node(owner.data or "", owner.client or "", owner.device, owner.epsilon)
+    node = Node(owner.data or "", owner.client or "", owner.device)
     return Resident(owner.applied(config), strategy, node)
 
 

@@ -32,12 +32,11 @@ log = logging.getLogger("fedlora.client")
 @dataclass(frozen=True)
 class Node:
     """What a node has of its own: rows (`data` as `own` takes it, "": those that the configuration
-    names) of one client, where its model is, and the largest ε of the rows over all runs."""
+    names) of one client, and where its model is."""
 
     data: str = ""
     client: str = ""
     device: str | None = None  # by default the simulation's
-    cap: float | None = None
 
 
 class Resident:

@@ -52,19 +52,25 @@ def difference(B: Tensor, A: Tensor, B_hat: Tensor, A_hat: Tensor, scale: float)
 
 
 def truncate(P: Tensor, Q: Tensor, rank: int) -> Factors:
-    """The best approximation of P·Q of that rank in the Frobenius norm (Eckart and Young)."""
-    if P.shape[1] <= rank:
-        return P, Q
-    U, S, V = _svd_of_product(P, Q)
-    return _fp32((U * S)[:, :rank]), _fp32(V[:rank])
+    """The best approximation of P·Q of that rank in the Frobenius norm (Eckart and Young); like
+    `compress`, in a form that depends on the product alone."""
+    P, Q = compress(P, Q)
+    return P[:, :rank].contiguous(), Q[:rank]
 
 
 def compress(P: Tensor, Q: Tensor) -> Factors:
-    """The same product in as few columns as its numeric rank: what is dropped is less than fp32's
-    rounding of the whole, in the Frobenius norm. On the meta device, the largest possible rank."""
+    """The same product as U·S (m, ρ) and V (ρ, n), its SVD in as few columns as its numeric rank:
+    what is dropped is less than fp32's rounding of the whole, in the Frobenius norm. On the meta
+    device, the largest possible rank.
+
+    It depends on the product alone, up to rounding, and says nothing else of the factors that it
+    came from: each pair's sign is set by its own largest entry, and directions without a value,
+    which are the factors' own, are dropped. To turn the factors instead, P·O and Oᵀ·Q with a random
+    orthogonal O, would leave P·Pᵀ and Qᵀ·Q as they are.
+    """
     U, S, V = _svd_of_product(P, Q)
     rank = S.numel()
-    if not S.is_meta:
+    if rank and not S.is_meta:
         tails = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost from here on
         rank = int((tails > ROUNDING * tails[0]).sum())
     return _fp32((U * S)[:, :rank]), _fp32(V[:rank])
@@ -87,11 +93,16 @@ def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _svd_of_product(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD of P·Q in float64, by QR of both factors: O((m + n) ρ² + ρ³)."""
+    """The thin SVD of P·Q in float64, by QR of both factors: O((m + n) ρ² + ρ³). In each column of
+    U the entry of the largest size is positive, since a decomposition leaves signs open."""
     left, R_left = torch.linalg.qr(P.double())
     right, R_right = torch.linalg.qr(Q.double().T)
     U, S, V = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
-    return left @ U, S, V @ right.T
+    U, V = left @ U, V @ right.T
+    if S.numel():
+        signs = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
+        U, V = U * signs, V * signs.T
+    return U, S, V
 
 
 def _fp32(tensor: Tensor) -> Tensor:

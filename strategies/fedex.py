@@ -6,6 +6,10 @@ The residual stays in factors, W0 + P·Q (+ D): ΔW has rank (K−1)·r, so P an
 columns and rows a round, and only those are sent. Once they cost as much as the layer they are
 recompressed; where that does not help they are folded into a dense D, and grow afresh beside it.
 
+Everybody is sent P and Q, so they may not hold a client's own factors, of which the stacks that sum
+to ΔW are made: what joins the residual is the SVD of its product, which says that product and
+nothing else.
+
 Three ways to give the same model W* to every client after a round:
 
     average  A = Ā, B = B̄, residual as above (truncated to its best rank r' on request)
@@ -86,7 +90,7 @@ class FedEx(Strategy):
                 case "reinit":
                     factors, added = _reinit(module, state, updates, round)
             changes |= factors
-            changes |= _grown(module, state, added, recompress=self.assignment == "local")
+            changes |= self._grown(module, state, added)
         return changes
 
     def _average(
@@ -99,9 +103,29 @@ class FedEx(Strategy):
         added = residual(B, A, p, B_bar, s)
         if round.wire != torch.float32 and len(updates) > 1:
             added = stack(added, difference(B_bar, A_bar, B_hat, A_hat, s))
-        if self.truncate is not None:
-            added = truncate(*added, self.truncate)
         return {f"{module}.B": B_hat, f"{module}.A": A_hat}, added
+
+    def _grown(self, module: str, state: Tensors, added: Factors) -> Changes:
+        """The residual with `added`, of which its product alone enters: by appending while factors
+        are smaller than the layer. Under `local` earlier rounds cancel, so all is made anew."""
+        P_name, Q_name, D_name = f"{module}.P", f"{module}.Q", f"{module}.D"
+        held = [(state[P_name], state[Q_name])] if P_name in state else []
+        if self.assignment == "local":
+            P, Q = compress(*stack(*held, added))
+        else:
+            P, Q = stack(*held, self._cut(added))
+            if not _smaller(P, Q):
+                P, Q = compress(P, Q)
+        if P.shape[1] == 0:
+            return {P_name: None, Q_name: None}
+        if _smaller(P, Q):
+            return {P_name: P, Q_name: Q}
+        D = state[D_name] + P @ Q if D_name in state else P @ Q
+        return {P_name: None, Q_name: None, D_name: D}
+
+    def _cut(self, added: Factors) -> Factors:
+        """A round's residual in the form that travels."""
+        return compress(*added) if self.truncate is None else truncate(*added, self.truncate)
 
 
 def _local(module: str, state: Tensors, updates: Sequence[Update]) -> tuple[Changes, Factors]:
@@ -127,22 +151,6 @@ def _reinit(
     return {f"{module}.B": torch.zeros_like(B), f"{module}.A": fresh}, mean(
         *_uploads(module, updates)
     )
-
-
-def _grown(module: str, state: Tensors, added: Factors, recompress: bool) -> Changes:
-    """The residual with `added`: by appending while factors are smaller than the layer."""
-    P_name, Q_name, D_name = f"{module}.P", f"{module}.Q", f"{module}.D"
-    if P_name in state:
-        added = stack((state[P_name], state[Q_name]), added)
-    P, Q = added
-    if P.shape[1] == 0:
-        return {}
-    if recompress or not _smaller(P, Q):
-        P, Q = compress(P, Q)
-    if _smaller(P, Q):
-        return {P_name: P, Q_name: Q}
-    D = state[D_name] + P @ Q if D_name in state else P @ Q
-    return {P_name: None, Q_name: None, D_name: D}
 
 
 def _smaller(P: Tensor, Q: Tensor) -> bool:

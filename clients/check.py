@@ -213,6 +213,7 @@ class Check:
 
         import torch
 
+        from fedlora.guard import trains
         from fedlora.strategy import Round
         from fedlora.training import train
 
@@ -224,7 +225,7 @@ class Check:
         done = train(
             own.task,
             own.adapter,
-            own.strategy.trains(first) & own.adapter.parts,
+            trains(own.strategy, first, own.adapter.parts),
             own.encoded(client, "train"),
             config.train.model_copy(update={"steps": 1}),
             (config.run.seed, "check"),

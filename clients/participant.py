@@ -10,9 +10,7 @@ from clients import private
 from clients.account import Account
 from clients.passes import Fit, Fitted, Rate, Talk
 from clients.store import Missing, Store
-from fedlora import views
-from fedlora.errors import MethodError
-from fedlora.guard import called, checked
+from fedlora import guard, views
 from fedlora.optimizers import Turn
 from fedlora.orders import Order, answer
 from fedlora.privacy.budget import Spent
@@ -41,12 +39,9 @@ def train(
     except Missing as e:
         return _stale(e)
     round, client = _round(resident, order), order.as_client()
-    trains = called(strategy, "trains", round) & adapter.parts
+    trains = guard.trains(strategy, round, adapter.parts)
     member = _member(resident, order, tensors, "train")
     before = select(member.tensors, trains)
-    if not before:
-        where = f"{type(strategy).__name__}.trains"
-        raise MethodError(f"{where} leaves nothing to train in round {order.round}")
     privacy = resident.config.privacy
     try:
         if privacy.local:
@@ -67,11 +62,9 @@ def train(
     if kept := select(trained, stays(strategy) & adapter.parts):
         store.keep_own(kept, order.round, order.own)
 
-    trainable = select(trained, adapter.parts)  # a frozen head is not the method's to send
-    upload = checked(strategy, "upload", called(strategy, "upload", trainable, client, round))
-    if privacy.central:
-        sent = select(tensors, adapter.parts)
-        start = checked(strategy, "upload", called(strategy, "upload", sent, client, round))
+    upload = guard.uploaded(strategy, trained, client, round, adapter.parts)
+    if privacy.central:  # as the server does it too, to whatever comes
+        start = guard.uploaded(strategy, tensors, client, round, adapter.parts)
         upload = clipped(upload, start, privacy.clip)
     reply = answer("ok", round=order.round, experiment=order.experiment)
     reply.tensors = encode(upload, round.wire, strategy.trained)

@@ -1,13 +1,13 @@
 """What a method costs, counted from a model's configuration alone.
 
 The model is built without weights (on torch's meta device), and the method's own hooks are run on
-tensors that have shapes and no values: what is counted is the code that runs.
+tensors that have shapes and no values (see `fedlora.rehearsal`): what is counted is what runs.
 
 Shapes: an adapted layer has m outputs and n inputs; rank r; K clients in a round.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,10 @@ from fedlora.config import Config, Model
 from fedlora.errors import UserError
 from fedlora.guard import called
 from fedlora.pretrained import Pretrained
-from fedlora.strategy import Client, Round, Scaling, Strategy, Update, merge, stays
+from fedlora.rehearsal import Counted, Rehearsal
+from fedlora.strategy import Client, Round, Scaling, Strategy
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, part_of, select
+from fedlora.tensors import Tensors, part_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Cost:
     bytes_up: int  # a round's upload
     bytes_down_first: int  # the first download
     bytes_down: int  # a later one, by a client that took part in the round before
+    notes: tuple[str, ...] = ()  # which hooks want values, and what was counted in their place
 
 
 def cost(config: Config, strategy: Strategy) -> Cost:
@@ -45,34 +47,45 @@ def cost(config: Config, strategy: Strategy) -> Cost:
 
     Raises:
         UserError: the model's configuration cannot be found, or nothing in it can be adapted.
-        MethodError: the method needs tensors' values to know their shapes.
+        MethodError: a hook is wrong.
     """
-    base = _Blank(config, skeleton(config.model))
-    clients = _clients(config, strategy, base.scaling)
-    parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
-    parts -= config.train.freezes
-    one, two = (Round(i, "train", config.run.seed, config.run.wire_dtype) for i in (1, 2))
+    rehearsal, clients = _rehearsed(config, strategy)
+    found = rehearsal.played(clients, *(_round(config, number) for number in (1, 2)))
 
-    state = called(strategy, "begin", base)
-    trains = called(strategy, "trains", one) & parts
-    first = [called(strategy, "broadcast", state, c, one) for c in clients]
-    own = [{k: torch.empty_like(t) for k, t in select(v, trains).items()} for v in first]
-    uploads = [called(strategy, "upload", t, c, one) for t, c in zip(own, clients, strict=True)]
-    updates = [
-        Update(c, t, sent, 1 / len(clients))
-        for c, t, sent in zip(clients, uploads, first, strict=True)
-    ]
-    state = merge(state, called(strategy, "aggregate", state, updates, one))
-    later = [
-        _lacking(called(strategy, "broadcast", state, c, two), held, stays(strategy))
-        for c, held in zip(clients, first, strict=True)
-    ]
-
-    def sent(tensors: list[Tensors]) -> int:
+    def sent(kind: str) -> int:
+        tensors = [getattr(one, kind) for one in found]
         return _mean([_bytes(t, config.run.wire_dtype, strategy.trained) for t in tensors])
 
-    trained = _mean([sum(x.numel() for x in t.values()) for t in own])
-    return Cost(_by_part(base.initial()), trained, sent(uploads), sent(first), sent(later))
+    return Cost(
+        _by_part(rehearsal.base.initial()),
+        _trained(found),
+        sent("up"),
+        sent("first"),
+        sent("later"),
+        tuple(rehearsal.notes.values()),
+    )
+
+
+def trained_parameters(config: Config, strategy: Strategy) -> int:
+    """What a client optimises, head included (a mean over clients where ranks differ): of the
+    method's hooks only those that come before training are called. Raises as `cost` does."""
+    rehearsal, clients = _rehearsed(config, strategy)
+    return _trained(rehearsal.started(clients, _round(config, 1))[1])
+
+
+def _rehearsed(config: Config, strategy: Strategy) -> tuple[Rehearsal, list[Client]]:
+    base = _Blank(config, skeleton(config.model))
+    parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
+    clients = _clients(config, strategy, base.scaling)
+    return Rehearsal(strategy, base, parts - config.train.freezes), clients
+
+
+def _round(config: Config, number: int) -> Round:
+    return Round(number, "train", config.run.seed, config.run.wire_dtype)
+
+
+def _trained(found: Sequence[Counted]) -> int:
+    return _mean([sum(t.numel() for t in one.trained.values()) for one in found])
 
 
 class _Blank:
@@ -141,14 +154,9 @@ def _clients(config: Config, strategy: Strategy, scaling: Scaling) -> list[Clien
     n, start = config.run.clients_per_round, Round(0, seed=config.run.seed)
     count = n if isinstance(n, int) else max(1, math.floor(n * config.data.clients + 0.5))
     ids = [f"client-{i:02d}" for i in range(count)]
-    ranks = [strategy.rank(scaling.rank, i, id, start) for i, id in enumerate(ids)]
-    return [Client(id, k, strategy.scale(scaling, k)) for id, k in zip(ids, ranks, strict=True)]
-
-
-def _lacking(view: Tensors, held: Tensors, private: set[str]) -> Tensors:
-    """What of a view has to be sent: tensors that are new since, but those that stay with clients.
-    Without values a tensor is the same where it is the same object."""
-    return {k: t for k, t in view.items() if part_of(k) not in private and t is not held.get(k)}
+    ranks = [called(strategy, "rank", scaling.rank, i, id, start) for i, id in enumerate(ids)]
+    scales = [called(strategy, "scale", scaling, k) for k in ranks]
+    return [Client(*one) for one in zip(ids, ranks, scales, strict=True)]
 
 
 def _bytes(tensors: Tensors, wire: torch.dtype, trained: set[str]) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 RESIDUAL = frozenset({"P", "Q", "D"})
+TRAINABLE = frozenset({"A", "B", "R", "M", "d", "b", "head"})  # of one adapter or another
 
 
 def part_of(name: str) -> str:

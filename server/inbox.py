@@ -34,6 +34,8 @@ class Inbox:
         turns: the clients that were asked, in the order that updates are folded or listed in.
         folder: for the files of updates that wait.
         keep: whether every update has a file until `clear`, a folded one too.
+        start, clip: under central privacy, as `guard.placed` has them: each update counts with a
+            change of norm `clip` at most.
     """
 
     def __init__(
@@ -44,8 +46,11 @@ class Inbox:
         turns: Sequence[str],
         folder: Path,
         keep: bool,
+        start: Tensors | None = None,
+        clip: float | None = None,
     ) -> None:
         self._strategy, self._state, self._round = strategy, state, round
+        self._start, self._clip = start, clip
         self._turns = list(turns)  # clients still to be folded, in order
         self._folder, self._keep = folder, keep
         self._out: set[str] = set()  # clients that will send nothing usable
@@ -116,12 +121,10 @@ class Inbox:
                 self.arrivals[id] = replace(arrival, path=None)
 
     def _add(self, update: Update) -> None:
-        placed = guard.called(self._strategy, "place", update, self._state, self._round)
-        kept = guard.changes(self._strategy, "place", placed, self._state)
-        tensors = {k: t for k, t in kept.items() if t is not None}
-        if len(tensors) < len(kept):
-            guard.checked(self._strategy, "place", placed)  # says which is None
-        self._mean.add(tensors, update.weight)
+        placed = guard.placed(
+            self._strategy, update, self._state, self._round, self._start, self._clip
+        )
+        self._mean.add(placed, update.weight)
 
     def _updates(self) -> list[Update]:
         weights = self.weights()

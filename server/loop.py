@@ -12,8 +12,7 @@ from flwr.serverapp import Grid
 from safetensors.torch import load_file
 
 from fedlora import profile
-from fedlora.guard import called, changes, checked
-from fedlora.privacy.central import clipped
+from fedlora.guard import called, changes, checked, sends, uploaded
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir, save
@@ -155,7 +154,8 @@ class Coordinator:
         self.observer.phase(number, "train", len(clients))
         round = self._at(number, "train")
         keep = self.config.run.keep == "updates"
-        outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep))
+        clip = self._clip(round) if self.central else (None, None)  # whatever a client did
+        outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep, *clip))
         for reply in phase.run(clients, self.state, round):
             reason = reply.reason or self._fault(phase, reply, round)
             metrics = reply.parcel.metrics if reply.parcel else {}
@@ -168,11 +168,7 @@ class Coordinator:
                 share = member.examples if by_rows else 1
                 sent = phase.sent[reply.client].view
                 client = member.as_client(reply.client)
-                tensors = reply.parcel.tensors
-                if self.central:  # whatever the client did
-                    start = self._start(phase, client, round)
-                    tensors = clipped(tensors, start, self.config.privacy.clip)
-                outcome.inbox.accept(client, tensors, sent, share, metrics)
+                outcome.inbox.accept(client, reply.parcel.tensors, sent, share, metrics)
                 continue
             silent = reply.parcel is None and not reply.malformed
             (outcome.failed if silent else outcome.dropped)[reply.client] = reason
@@ -196,10 +192,13 @@ class Coordinator:
 
     def _start(self, phase: Phase, client: Client, round: Round) -> Tensors:
         """What the client would have uploaded of the view that it was sent, unchanged."""
-        sent = {**select(self.state, self.local), **phase.sent[client.id].view}
-        trainable = select(sent, self.resident.adapter.parts)
-        upload = called(self.strategy, "upload", trainable, client, round)
-        return checked(self.strategy, "upload", upload)
+        sent, parts = phase.sent[client.id].view, self.resident.adapter.parts
+        return uploaded(self.strategy, sent, client, round, parts)
+
+    def _clip(self, round: Round) -> tuple[Tensors, float]:
+        """Under central privacy: what clients send of the state in this round, and C."""
+        parts = sends(self.strategy, round, self.resident.adapter.parts)
+        return select(self.state, parts), self.config.privacy.clip
 
     @profile.timed("aggregate")
     def _aggregate(self, inbox: Inbox, number: int) -> None:

@@ -4,9 +4,8 @@ import shutil
 
 from rich.console import Console
 
-from fedlora import answers, pictures, report, settings
+from fedlora import answers, guard, pictures, report, settings
 from fedlora.export import save_peft
-from fedlora.guard import called, checked
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Client, Round
@@ -21,8 +20,7 @@ def load_global(resident: Resident, state: Tensors, number: int) -> None:
     scaling, run = resident.adapter.scaling, resident.config.run
     client = Client("server", scaling.rank, scaling.at(scaling.rank))
     round = Round(number, "evaluate", run.seed, run.wire_dtype)
-    view = called(resident.strategy, "broadcast", state, client, round)
-    resident.load(checked(resident.strategy, "broadcast", view), client.scale)
+    resident.load(guard.view(resident.strategy, state, client, round), client.scale)
 
 
 def finish(resident: Resident, run: RunDir, state: Tensors) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedlora import guard
 from fedlora.errors import MethodError
-from fedlora.guard import called, checked
 from fedlora.orders import Order
 from fedlora.privacy.plan import participations
 from fedlora.progress import Observer
@@ -176,8 +176,7 @@ def view_of(
 ) -> Tensors:
     """What the client's adapter is to be, as it will arrive: trained parts in the wire's format,
     and the parts that stay with the client only until it has its own."""
-    result = called(strategy, "broadcast", state, member.as_client(client), round)
-    view = checked(strategy, "broadcast", result)
+    view = guard.view(strategy, state, member.as_client(client), round)
     own = stays(strategy) if member.own else set()
     return {
         k: round.assigned(t) if part_of(k) in trained else t

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from fedlora import data, files, pictures, settings, tables, tasks
 from fedlora.comparison import Result
 from fedlora.config import Config
-from fedlora.cost import cost
+from fedlora.cost import trained_parameters
 from fedlora.errors import UserError
 from fedlora.report import Row
 from fedlora.runs import RunDir, comparison_dir, held
@@ -137,7 +137,7 @@ def contenders(plan: Plan, folder: Path) -> list[Contender]:
                 *compare.resolved(method, plan.tree(method), seed, str(folder), rows),
             )
             if method not in counted:  # a seed changes no shape
-                counted[method] = cost(config, strategy).trained_parameters
+                counted[method] = trained_parameters(config, strategy)
             found.append(Contender(method, config, strategy, counted[method], run))
     return found
 

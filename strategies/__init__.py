@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from fedlora.declared import declared
 from fedlora.errors import MethodError, UserError
 from fedlora.settings import nearest
 from fedlora.strategy import Strategy
@@ -31,7 +32,8 @@ def load(name: str) -> type[Strategy]:
     """The method called `name`: built in, of the entry-point group `fedlora.strategies`, or
     `my_module:MyMethod` with a module of the current directory or an installed one.
 
-    Raises UserError where there is no such method, MethodError where it is none or cannot be read.
+    Raises UserError where there is no such method, MethodError where it is none, cannot be read, or
+    says of itself what cannot be (see `fedlora.declared`).
     """
     target = name if ":" in name else _targets().get(name)
     if target is None:
@@ -43,6 +45,7 @@ def load(name: str) -> type[Strategy]:
     found = _imported(target)
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise MethodError(f"{target} is no method: make it a class that extends fedlora.Strategy")
+    declared(found)
     return found
 
 

@@ -14,7 +14,6 @@ residual are fp32 on the model's device, whatever format the frozen base is in.
 
 import warnings
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
@@ -29,8 +28,9 @@ from fedlora.adapters import recipe, targets
 from fedlora.adapters.dense import dense
 from fedlora.adapters.residual import Residual, attach
 from fedlora.errors import UserError
+from fedlora.shapes import fitting
 from fedlora.streams import forked
-from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of, select
+from fedlora.tensors import RESIDUAL, Tensors, part_of, select
 
 NAME = "default"  # what PEFT calls its only adapter
 
@@ -98,7 +98,7 @@ class Adapter:
                 been changed then.
         """
         own = self.live()
-        ranks = self._checked_ranks(tensors, own)
+        ranks = fitting(self.kind, self.shapes, tensors, own)
         if self.kind == "vera" and scale not in (None, 1.0):
             raise UserError(f"VeRA has no scale, and {scale} was given: leave it out.")
         with torch.no_grad():
@@ -198,47 +198,6 @@ class Adapter:
 
     def _taken(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.model.device, torch.float32, copy=True)
-
-    def _checked_ranks(self, tensors: Tensors, own: Tensors) -> dict[str, int]:
-        """Check every name and shape; the rank of each layer once `tensors` are in it."""
-        known = set(own) | {f"{module}.{part}" for module in self.shapes for part in RESIDUAL}
-        for name in tensors:
-            if name not in known:
-                near = get_close_matches(name, known, n=1, cutoff=0)[0]
-                raise UserError(
-                    f"there is no {name} in this {self.kind} adapter; the nearest name is {near}."
-                )
-        ranks = {} if self.kind == "vera" else {k: self._rank(k, tensors, own) for k in self.shapes}
-        for name in {**own, **tensors}:
-            have = tuple((tensors[name] if name in tensors else own[name]).shape)
-            want = self._shape(name, ranks, tensors, own)
-            if have != want:
-                raise UserError(f"{name} has the shape {have}; this adapter wants {want} there.")
-        return ranks
-
-    def _rank(self, module: str, tensors: Tensors, own: Tensors) -> int:
-        """What A says, else B, else the rank at present; a flat A or B is found out later."""
-        A, B = tensors.get(f"{module}.A"), tensors.get(f"{module}.B")
-        if A is not None and A.ndim == 2:
-            return A.shape[0]
-        return B.shape[1] if B is not None and B.ndim == 2 else own[f"{module}.A"].shape[0]
-
-    def _shape(
-        self, name: str, ranks: dict[str, int], tensors: Tensors, own: Tensors
-    ) -> tuple[int, ...]:
-        """The shape that a tensor must have, given the layers' ranks and, for Q, what P says."""
-        module, part = module_of(name), part_of(name)
-        if part == "head" or module not in self.shapes or (self.kind == "vera" and name in own):
-            return tuple(own[name].shape)
-        m, n = self.shapes[module]
-        if part in "PQ":
-            P, Q = (tensors.get(f"{module}.{x}") for x in "PQ")
-            if P is None or Q is None:
-                raise UserError(f"{module} has {name} alone: P and Q only mean something together.")
-            rho = P.shape[-1] if P.ndim else 0
-            return (m, rho) if part == "P" else (rho, n)
-        r = ranks.get(module, 0)
-        return {"A": (r, n), "B": (m, r), "R": (r, r), "M": (m,), "D": (m, n)}[part]
 
 
 def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:

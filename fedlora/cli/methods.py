@@ -53,6 +53,9 @@ def cost(
         print(json.dumps(told, indent=2))
         return
     report.show(_cost_table(counted, needed), Console())
+    for name, found in counted.items():
+        for note in found.notes:
+            print(f"{name}: {note}")
     print(
         "memory: of one client in training, as base + adapter + passes; libraries and rows beside "
         "it. See fedlora/memory.py."

@@ -10,6 +10,8 @@ McMahan et al., "Learning Differentially Private Recurrent Language Models" (201
 arXiv:1710.06963, algorithm 1 with flat clipping and the estimator of fixed denominator.
 """
 
+import math
+
 import torch
 
 from fedlora.privacy.entropy import normals
@@ -18,11 +20,13 @@ from fedlora.tensors import Tensors
 
 def clipped(update: Tensors, start: Tensors, bound: float) -> Tensors:
     """The update with its change from `start` cut to L2 norm `bound`, over all tensors together;
-    bit for bit as it was where the change is no larger."""
+    bit for bit as it was where the change is no larger. One that is not finite changes nothing."""
     change = {k: t.double() - start[k].double() for k, t in update.items()}
     norm = float(sum(float(d.square().sum()) for d in change.values())) ** 0.5
     if norm <= bound:
         return update
+    if not math.isfinite(norm):
+        return dict(start)
     return {
         k: (start[k].double() + bound / norm * d).to(update[k].dtype) for k, d in change.items()
     }

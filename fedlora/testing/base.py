@@ -79,3 +79,16 @@ class FakeBase:
 
     def draw(self, name: str, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=stream(self.seed, "fake", name))
+
+
+class Shadow(FakeBase):
+    """The same shapes without values, as `fedlora cost` has them."""
+
+    def initial(self) -> Tensors:
+        return {k: torch.empty_like(t, device="meta") for k, t in super().initial().items()}
+
+    def weight(self, module: str) -> Tensor:
+        return torch.empty(*self.shapes[module], device="meta")
+
+    def gradient(self, module: str, over: Literal["server", "clients", "sketch"]) -> Tensor:
+        return torch.empty(*self.shapes[module], device="meta")

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
+from fedlora.declared import declared
+from fedlora.errors import MethodError
 from fedlora.strategy import Strategy
-from fedlora.testing.promises import PROMISES, Case, Truth
+from fedlora.testing.promises import PROMISES, Case, Promise, Truth
 
 
 def check_strategy(
@@ -15,8 +19,8 @@ def check_strategy(
     expected: Truth | None = None,
     weighted: bool = True,
 ) -> None:
-    """Hold a method to the contract. Raises AssertionError, or MethodError where a hook fails,
-    with a note that says which promise it was.
+    """Hold a method to the contract. Raises AssertionError with a note that says which promise was
+    broken, or MethodError, as a run would, where its class or a hook is wrong by itself.
 
     Args:
         adapter: the kind to try it on; by default its own.
@@ -26,6 +30,7 @@ def check_strategy(
             updates, all in float64: the method's equation in other words.
         weighted: whether the weights p_i of clients matter; a median has no use for them.
     """
+    declared(type(strategy))
     case = Case(
         strategy,
         adapter or strategy.adapter,
@@ -38,17 +43,28 @@ def check_strategy(
             try:
                 promise(tried)
             except Exception as e:
-                head = "with" if tried.head else "without"
-                e.add_note(
-                    f"{type(strategy).__name__} on {tried.kind}, ranks {tried.ranks}, {head} a "
-                    f"head, was held to: {promise.__doc__}"
-                )
+                e.add_note(_told(tried, promise, e))
                 raise
 
 
 def variants(case: Case) -> Iterator[Case]:
-    """The case with and without a head, and with mixed ranks where the method has them."""
+    """The case with and without a head, over a lossy wire, and with mixed ranks where the method
+    has them."""
     yield case
     yield replace(case, head=False)
+    yield replace(case, wire=torch.bfloat16)
     if case.strategy.mixed_ranks:
         yield replace(case, ranks=(2, 4, 3, 1))
+
+
+def _told(case: Case, promise: Promise, e: Exception) -> str:
+    """Which case it was, and which promise, unless a hook failed by itself: then its own message
+    says what is wrong, and whichever promise called it first has no part in it."""
+    head, wire = "with" if case.head else "without", str(case.wire).removeprefix("torch.")
+    where = (
+        f"{type(case.strategy).__name__} on {case.kind}, ranks {case.ranks}, {head} a head, over "
+        f"{wire}"
+    )
+    if isinstance(e, MethodError):
+        return f"{where}: a mistake that ends a run too"
+    return f"{where}, was held to: {promise.__doc__}"

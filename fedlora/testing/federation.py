@@ -1,16 +1,21 @@
 """The contract acted out, without models or wires: clients copy what they are sent, "train" by
 adding noise to the trained parts, and keep what stays with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedlora.guard import called, changes, checked
-from fedlora.strategy import Client, Round, Strategy, Update, merge, stays
+from fedlora import guard
+from fedlora.errors import MethodError, UserError
+from fedlora.guard import Changes, called, changes, placed, trains, uploaded, wrote
+from fedlora.mean import Mean
+from fedlora.shapes import fitting
+from fedlora.strategy import Client, Round, Strategy, Update, is_linear, merge, stays
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, nbytes, part_of, select
+from fedlora.tensors import RESIDUAL, Tensors, nbytes, part_of, select
 from fedlora.testing.base import FakeBase
 from fedlora.testing.truth import deltas
 from fedlora.views import difference, manifest
@@ -29,11 +34,12 @@ class Bytes:
 class Federation:
     """Server and clients of one run; everything that happened last is kept for inspection.
 
-    A method's hooks are called as a run calls them: mistakes raise MethodError.
+    A method's hooks are called as a run calls them, through `fedlora.guard`: mistakes raise
+    MethodError. Beyond that what a hook was given is compared with copies.
 
     Attributes:
         clients: `client-0` to `client-3` (as many as `ranks`) with 10, 17, 24, … examples.
-        state: the server's, after `begin` or the last `step`.
+        state, before: the server's, after `begin` or the last `step`, and before that.
         updates: of the last `step`, in the clients' order.
         kept: by client id, the parts that stay there.
         bytes: by client id, of its last round.
@@ -52,11 +58,15 @@ class Federation:
         self.kind = kind or strategy.adapter
         self.base = base or FakeBase(self.kind)
         self.clients = [
-            Client(f"client-{i}", k, strategy.scale(self.base.scaling, k), examples=10 + 7 * i)
+            Client(f"client-{i}", k, called(strategy, "scale", self.base.scaling, k), 10 + 7 * i)
             for i, k in enumerate(ranks)
         ]
+        initial = self.base.initial()
         begun = called(strategy, "begin", self.base)
-        self.state = merge({}, changes(strategy, "begin", begun, self.base.initial()))
+        self.state = merge({}, changes(strategy, "begin", begun, initial))
+        # An adapter as PEFT makes it, which is without a residual.
+        self._adapter = {k: t for k, t in initial.items() if part_of(k) not in RESIDUAL}
+        self.before = self.state
         self.number = 0
         self.updates: list[Update] = []
         self.kept: dict[str, Tensors] = {}
@@ -68,14 +78,20 @@ class Federation:
 
     def view(self, client: Client, round: Round) -> Tensors:
         """The whole of what a client's adapter is to be, as it arrives over the wire."""
-        sent = called(self.strategy, "broadcast", self.state, client, round)
-        return {
-            k: self._crossed(k, t) for k, t in checked(self.strategy, "broadcast", sent).items()
-        }
+        with self._unchanged("broadcast", self.state):
+            sent = guard.view(self.strategy, self.state, client, round)
+        try:
+            fitting(self.kind, self.base.shapes, sent, self._adapter)
+        except UserError as e:
+            where = f"{type(self.strategy).__name__}.broadcast"
+            raise MethodError(f"{where} gave what the adapter cannot hold: {e}") from None
+        return {k: self._crossed(k, t) for k, t in sent.items()}
 
     def local(self, client: Client, round: Round) -> Tensors:
-        """A client's adapter once it has copied its view: what stays with it wins."""
-        return {**self.view(client, round), **self.kept.get(client.id, {})}
+        """A client's adapter once it has copied its view: what stays with it wins, and what nobody
+        said anything of is as it began."""
+        kept = self.kept.get(client.id, {})
+        return {**self._adapter, **self.view(client, round), **kept}
 
     def _crossed(self, name: str, tensor: Tensor) -> Tensor:
         lossy = part_of(name) in self.base.parts & self.strategy.trained
@@ -87,17 +103,16 @@ class Federation:
         sent = self.view(client, round)
         down = self.lacks(client, sent)
         tensors = self.local(client, round)
-        optimised = called(self.strategy, "trains", round) & self.base.parts
-        for name, t in select(tensors, optimised).items():
+        for name, t in select(tensors, trains(self.strategy, round, self.base.parts)).items():
             noise = torch.randn(t.shape, generator=stream(9, self.number, client.id, name))
             tensors[name] = t + 0.3 * noise
         self.kept[client.id] = select(tensors, stays(self.strategy))
         self._held[client.id] = sent
-        uploaded = called(self.strategy, "upload", select(tensors, optimised), client, round)
-        uploaded = checked(self.strategy, "upload", uploaded)
-        uploaded = {k: self._crossed(k, t) for k, t in uploaded.items()}
-        self.bytes[client.id] = Bytes(self._nbytes(uploaded), self._nbytes(down))
-        return Update(client, uploaded, sent, weight, {})
+        with self._unchanged("upload", tensors):
+            upload = uploaded(self.strategy, tensors, client, round, self.base.parts)
+        upload = {k: self._crossed(k, t) for k, t in upload.items()}
+        self.bytes[client.id] = Bytes(self.nbytes(upload), self.nbytes(down))
+        return Update(client, upload, sent, weight, {})
 
     def lacks(self, client: Client, view: Tensors) -> Tensors:
         """What has to be sent to a client so that it holds this view: only what differs from the
@@ -107,7 +122,8 @@ class Federation:
         held = manifest(self._held.get(client.id, {}))
         return difference(travels, manifest(travels), held).tensors
 
-    def _nbytes(self, tensors: Tensors) -> int:
+    def nbytes(self, tensors: Tensors) -> int:
+        """Bytes of these tensors on the wire."""
         lossy = select(tensors, self.base.parts & self.strategy.trained)
         formats = {k: t.to(self.wire) if k in lossy else t for k, t in tensors.items()}
         return nbytes(formats)
@@ -124,9 +140,30 @@ class Federation:
         self.aggregate(self.updates)
 
     def aggregate(self, updates: Sequence[Update]) -> None:
-        """The server's part of a round."""
-        found = called(self.strategy, "aggregate", self.state, updates, self.round())
-        self.state = merge(self.state, changes(self.strategy, "aggregate", found, self.state))
+        """The server's part of a round: a method that leaves `aggregate` alone is folded."""
+        linear, round = is_linear(self.strategy), self.round()
+        received = [tensors for u in updates for tensors in (u.tensors, u.sent)]
+        with self._unchanged("place" if linear else "aggregate", self.state, *received):
+            if linear:
+                mean = Mean()
+                for u in updates:
+                    mean.add(placed(self.strategy, u, self.state, round), u.weight)
+                found: Changes = {**mean.result()}
+            else:
+                result = called(self.strategy, "aggregate", self.state, list(updates), round)
+                found = changes(self.strategy, "aggregate", result, self.state)
+        self.before, self.state = self.state, merge(self.state, found)
+
+    @contextmanager
+    def _unchanged(self, hook: str, *given: Tensors) -> Iterator[None]:
+        """Raises MethodError where the values of these tensors are others afterwards: by a write
+        that torch does not count."""
+        before = [{k: t.clone() for k, t in tensors.items()} for tensors in given]
+        yield
+        for tensors, copies in zip(given, before, strict=True):
+            for name, copy in copies.items():
+                if not torch.equal(copy, tensors[name]):
+                    raise wrote(self.strategy, hook, name)
 
     def effective(self, client: Client) -> dict[str, Tensor]:
         """W − W0 of every module on a client, for evaluation after this round."""

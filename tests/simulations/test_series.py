@@ -178,7 +178,7 @@ def test_a_finished_comparison_is_only_printed(
     def never(*_: object) -> None:
         raise AssertionError("there is nothing left to do")
 
-    for name in ("pool", "simulate", "cost"):
+    for name in ("pool", "simulate", "trained_parameters"):
         monkeypatch.setattr(series, name, never)
     monkeypatch.setattr(data, "load", never)
     before = {p: p.stat().st_mtime_ns for p in whole.glob("*/**/*")}

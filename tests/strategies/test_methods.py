@@ -67,9 +67,10 @@ every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @every
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
 def test_the_contract(case: Case, promise) -> None:
-    """Every method keeps every promise of the contract, with a task head and without."""
-    promise(case)
-    promise(replace(case, head=False))
+    """Every method keeps every promise of the contract, with a task head and without, and over a
+    lossy wire."""
+    for tried in (case, replace(case, head=False), replace(case, wire=torch.bfloat16)):
+        promise(tried)
 
 
 @pytest.mark.parametrize(

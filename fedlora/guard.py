@@ -93,7 +93,7 @@ def checked(strategy: Strategy, hook: str, result: Any) -> Tensors:
     return {name: _plain(tensor) for name, tensor in result.items()}
 
 
-def changes(strategy: Strategy, hook: str, result: Any, state: Mapping[str, Tensor]) -> Changes:
+def changes(strategy: Strategy, hook: str, result: Any, state: Tensors) -> Changes:
     """What `begin`, `aggregate` or `place` returned, held against the state: known names, same
     shapes. New names are allowed for memory and for a layer's residual, whose factors may grow;
     None removes an entry."""
@@ -108,7 +108,7 @@ def changes(strategy: Strategy, hook: str, result: Any, state: Mapping[str, Tens
             continue
         if part_of(name) in RESIDUAL and module_of(name) in {module_of(k) for k in state}:
             continue
-        _fits(where, name, tensor, state, "the state")
+        _fits(where, name, tensor, state, "the state", "the state does not have")
     return kept | dict.fromkeys(removed)
 
 
@@ -155,9 +155,9 @@ def uploaded(
     """
     own = select(tensors, sends(strategy, round, parts))
     result = checked(strategy, "upload", called(strategy, "upload", {**own}, client, round))
+    where = _where(strategy, "upload")
     for name, tensor in result.items():
-        if name not in own or tensor.shape != own[name].shape:
-            _fits(_where(strategy, "upload"), name, tensor, own, "what the client may send")
+        _fits(where, name, tensor, own, "the client", "a client does not send in this round")
     return result
 
 
@@ -191,10 +191,9 @@ def placed(
     return clipped({**start, **kept}, start, clip)
 
 
-def _fits(where: str, name: str, tensor: Tensor, known: Mapping[str, Tensor], whose: str) -> None:
+def _fits(where: str, name: str, tensor: Tensor, known: Tensors, whose: str, missing: str) -> None:
     if name not in known:
-        has = "does not have" if whose == "the state" else "does not hold"
-        raise MethodError(f"{where} returned '{name}', which {whose} {has}{nearest(name, known)}")
+        raise MethodError(f"{where} returned '{name}', which {missing}{nearest(name, known)}")
     if tensor.shape != known[name].shape:
         raise MethodError(
             f"{where} returned {name} in shape {tuple(tensor.shape)}, where {whose} has "

@@ -254,8 +254,8 @@ def the_equation_holds(case: Case) -> None:
 PROMISES: tuple[Promise, ...] = (
     settings_are_kept,
     defaults_exist,
-    a_run_goes_on_from_its_checkpoint,
     downloads_are_what_is_lacking,
+    a_run_goes_on_from_its_checkpoint,
     the_state_keeps_its_shape,
     what_is_uploaded_counts,
     order_does_not_matter,

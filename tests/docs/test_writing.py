@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import strategies
 from fedlora import settings
 from fedlora.cli import app
+from simulations import series
 from tests.federation import World, federate
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,17 @@ def test_a_method_of_the_page_trains(name: str, world: World, tmp_path: Path, he
     """In a federation, through checkpoints and wires, as built-in ones do."""
     ran = federate(world, tmp_path / "runs", f"mine:{name}", run__rounds=2)
     assert ran.row(2)["clients"] == 3
+
+
+def test_methods_of_the_page_can_be_compared(world: World, tmp_path: Path, here: None) -> None:
+    """A comparison knows what each trains before anything is run: of one whose `place` wants
+    values too, as Bounded's does."""
+    names = ",".join(f"mine:{name}" for name in ("Damped", "Alternating", "Bounded", "Momentum"))
+    given = world.tree(tmp_path, {"run.rounds": 1})
+    plan = series.planned(given, {}, names, None, False)
+    found = series.contenders(plan, series.place(plan))
+    trained = {one.method: one.trained_parameters for one in found}
+    assert len(trained) == 4 and trained["mine:Bounded"] == trained["mine:Damped"] > 0
 
 
 def test_commands_of_the_page_take_what_they_are_given(here: None) -> None:

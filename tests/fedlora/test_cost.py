@@ -7,8 +7,9 @@ import pytest
 
 import strategies
 from fedlora import settings
-from fedlora.cost import Cost, cost
-from fedlora.errors import UserError
+from fedlora.cost import Cost, cost, trained_parameters
+from fedlora.errors import MethodError, UserError
+from fedlora.strategy import Strategy
 from strategies.fedsa import FedSA
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -168,3 +169,65 @@ def test_dora_adds_a_number_for_each_output() -> None:
     assert dora.bytes_up - plain.bytes_up == dora.bytes_down - plain.bytes_down == 4 * 24 * 768
     plain, dora = (count("fedsa", "bert-base", 4, QV, adapter={"dora": d}) for d in (False, True))
     assert dora.bytes_up == plain.bytes_up and dora.bytes_down == plain.bytes_down
+
+
+class Bounded(Strategy):
+    """A norm wants values, which are not there."""
+
+    def place(self, update, state, round):
+        norm = sum(float(t.square().sum()) for t in update.tensors.values()) ** 0.5
+        return {k: t / max(1.0, norm) for k, t in update.tensors.items()}
+
+
+class Choosing(Bounded):
+    """So do choices by value, wherever they are made."""
+
+    def begin(self, base):
+        first = base.initial()
+        return {k: t if t.sum().item() else t + 1 for k, t in first.items()}
+
+    def broadcast(self, state, client, round):
+        view = super().broadcast(state, client, round)
+        return {k: t * 2 if t.max() > 3 else t for k, t in view.items()}
+
+    def upload(self, tensors, client, round):
+        return {k: t for k, t in tensors.items() if t.any()}
+
+
+@pytest.mark.parametrize(
+    ("method", "hooks"),
+    [
+        (Bounded, ["aggregate"]),
+        (Choosing, ["begin", "broadcast", "upload", "aggregate"]),
+    ],
+)
+def test_a_hook_that_wants_values_is_counted_by_what_crosses(method: Any, hooks: list[str]) -> None:
+    """What is sent up comes down again, as with FedIT, and a note names each hook; a comparison
+    asks for no more than what is trained."""
+    given = {
+        "model": {"name": str(CONFIGS / "roberta-base")},
+        "adapter": {"rank": RANK, "target_modules": QV},
+    }
+    config, strategy = settings.resolve(given, lambda name: method)
+    counted, plain = cost(config, strategy), count("fedit", "roberta-base", RANK, QV)
+    assert (counted.bytes_up, counted.bytes_down) == (plain.bytes_up, plain.bytes_down)
+    assert [note.split()[0] for note in counted.notes] == [f"{method.__name__}.{h}" for h in hooks]
+    assert not plain.notes
+    assert trained_parameters(config, strategy) == counted.trained_parameters
+
+
+def test_a_mistake_is_no_want_of_values() -> None:
+    """It is raised, as in a run; and training's size is known without the hooks after it."""
+
+    class Broken(Strategy):
+        def aggregate(self, state, updates, round):
+            return 1 / 0
+
+    given = {
+        "model": {"name": str(CONFIGS / "roberta-base")},
+        "adapter": {"rank": RANK, "target_modules": QV},
+    }
+    config, strategy = settings.resolve(given, lambda name: Broken)
+    with pytest.raises(MethodError, match=r"Broken\.aggregate raised ZeroDivisionError"):
+        cost(config, strategy)
+    assert trained_parameters(config, strategy) == ALL_OF_IT

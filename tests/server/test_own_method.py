@@ -170,7 +170,7 @@ MISTAKES = {
     ),
     "upload invents a name": (
         "def upload(self, tensors, client, round): return {'mine.A': torch.ones(1)}",
-        ["Mine.place returned 'mine.A', which the state does not have"],
+        ["Mine.upload returned 'mine.A', which a client does not send"],
     ),
     "trains nothing": (
         "def trains(self, round): return set()",

@@ -54,8 +54,7 @@ def difference(B: Tensor, A: Tensor, B_hat: Tensor, A_hat: Tensor, scale: float)
 def truncate(P: Tensor, Q: Tensor, rank: int) -> Factors:
     """The best approximation of P·Q of that rank in the Frobenius norm (Eckart and Young); like
     `compress`, in a form that depends on the product alone."""
-    P, Q = compress(P, Q)
-    return P[:, :rank].contiguous(), Q[:rank]
+    return _decomposed(P, Q, rank)
 
 
 def compress(P: Tensor, Q: Tensor) -> Factors:
@@ -68,12 +67,7 @@ def compress(P: Tensor, Q: Tensor) -> Factors:
     which are the factors' own, are dropped. To turn the factors instead, P·O and Oᵀ·Q with a random
     orthogonal O, would leave P·Pᵀ and Qᵀ·Q as they are.
     """
-    U, S, V = _svd_of_product(P, Q)
-    rank = S.numel()
-    if rank and not S.is_meta:
-        tails = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost from here on
-        rank = int((tails > ROUNDING * tails[0]).sum())
-    return _fp32((U * S)[:, :rank]), _fp32(V[:rank])
+    return _decomposed(P, Q, min(P.shape[0], Q.shape[1]))
 
 
 def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,17 +86,28 @@ def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return _fp32(U[:, :rank]), _fp32(S[:rank]), _fp32(V[:rank])
 
 
-def _svd_of_product(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD of P·Q in float64, by QR of both factors: O((m + n) ρ² + ρ³). In each column of
-    U the entry of the largest size is positive, since a decomposition leaves signs open."""
-    left, R_left = torch.linalg.qr(P.double())
-    right, R_right = torch.linalg.qr(Q.double().T)
-    U, S, V = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
-    U, V = left @ U, V @ right.T
-    if S.numel():
-        signs = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
-        U, V = U * signs, V * signs.T
-    return U, S, V
+def _decomposed(P: Tensor, Q: Tensor, most: int) -> Factors:
+    """The thin SVD of P·Q, at most so many columns of it, in float64 by QR of both factors:
+    O((m + n) ρ² + ρ³). With Qᵀ = O R the columns of U·S are P·(Rᵀ Vᵀ), V being that of the core, so
+    that P's own orthonormal basis is never formed. In each row of V the entry of the largest size
+    is positive, since a decomposition leaves signs open."""
+    P, Q = P.double(), Q.double()
+    O, R = torch.linalg.qr(Q.T)
+    _, S, V = torch.linalg.svd(torch.linalg.qr(P, mode="r").R @ R.T, full_matrices=False)
+    rank = min(_rank(S), most)
+    turn, V = R.T @ V[:rank].T, V[:rank] @ O.T
+    if rank:
+        signs = V.gather(1, V.abs().argmax(1, keepdim=True)).sign()
+        turn, V = turn * signs.T, V * signs
+    return _fp32(P @ turn), _fp32(V)
+
+
+def _rank(S: Tensor) -> int:
+    """How many singular values are not lost in fp32's rounding of them all."""
+    if S.is_meta or not len(S):
+        return len(S)
+    tails = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost from here on
+    return int((tails > ROUNDING * tails[0]).sum())
 
 
 def _fp32(tensor: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ class Base(Protocol):
 class Strategy(BaseModel):
     """A federated LoRA method. Leave everything alone and it is federated averaging (FedIT).
 
+    Hooks make new tensors and write into none that they were given; see `fedlora.guard`.
+
     Settings are typed fields, filled from the configuration's `[strategy]` table::
 
         class Damped(Strategy):
@@ -140,7 +142,8 @@ class Strategy(BaseModel):
 
     def place(self, update: Update, state: Tensors, round: Round) -> Tensors:
         """An update in the shapes of the state. It may not depend on the weight, which is known
-        only when the round's last update has come."""
+        only when the round's last update has come, nor on other updates: under central privacy
+        what it changes counts with the norm C at most, one client at a time."""
         return update.tensors
 
     def aggregate(self, state: Tensors, updates: Sequence[Update], round: Round) -> Tensors:
@@ -157,7 +160,8 @@ class Strategy(BaseModel):
         return self.trained
 
     def upload(self, tensors: Tensors, client: Client, round: Round) -> Tensors:
-        """What a client sends of its tensors."""
+        """What a client sends of these, the parts that it shares and trained in this round: each
+        whole, or not at all. Parts that stay with it are not among them."""
         return select(tensors, self.shared & self.trains(round))
 
     # ranks

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedlora.lowrank import Factors, mean, residual, stack, truncate
+from fedlora.lowrank import Factors, compress, mean, residual, stack, truncate
 from fedlora.streams import stream
 
 APART = 0.1  # size of what clients' factors differ by, of A's common part
@@ -79,8 +79,8 @@ def draw(layer: Layer, device: str, common: float = 0.0) -> Uploads:
 
 
 def residual_in_factors(_: Layer, u: Uploads) -> Factors:
-    """By stacking."""
-    return residual(u.B, u.A, u.weights, u.B_bar, u.scale)
+    """By stacking, and the SVD of that, which is what clients are sent."""
+    return compress(*_stacked(u))
 
 
 def residual_in_one_product(_: Layer, u: Uploads) -> Tensor:
@@ -96,7 +96,7 @@ def residual_densely(_: Layer, u: Uploads) -> Tensor:
 
 def truncated_in_factors(layer: Layer, u: Uploads) -> Factors:
     """The residual's best rank r', from its factors."""
-    return truncate(*residual_in_factors(layer, u), layer.truncated)
+    return truncate(*_stacked(u), layer.truncated)
 
 
 def truncated_densely(layer: Layer, u: Uploads) -> Factors:
@@ -194,6 +194,10 @@ def blocks(layer: Layer) -> list[slice]:
 
 def _clients(u: Uploads) -> Iterator[tuple[float, Tensor, Tensor]]:
     return zip(u.weights, u.B, u.A, strict=True)
+
+
+def _stacked(u: Uploads) -> Factors:
+    return residual(u.B, u.A, u.weights, u.B_bar, u.scale)
 
 
 def _dense_mean(u: Uploads) -> Tensor:

@@ -49,9 +49,9 @@ NOTES = [
     "Not in it: start-up and the first round, which has the first contact.",
     "Seconds are from one round's commit to the next; passes: the busiest process's share of them "
     "that belongs to training steps and scoring, measured by the profile of the same rounds.",
-    "FedEx's exact residual of 20 clients grows by rank 152 in each of 12 modules: 5.6 MB more for "
-    "each client, where an adapter has 0.3, until it is recompressed. That and its bytes are what "
-    "its rounds take, beyond the others'.",
+    "FedEx's exact residual of 20 clients grows by its rank, at most 152, in each of 12 modules: "
+    "5.6 MB more for each client then, where an adapter has 0.3; one step of one row leaves it far "
+    "less. Its decomposition and its bytes are what its rounds take, beyond the others'.",
     "Bytes: whole messages of a later round, serialised, a client; numbers: 4 bytes for each that "
     "the method sends.",
 ]

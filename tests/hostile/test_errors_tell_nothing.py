@@ -140,12 +140,15 @@ def test_words_never_matter(kind: type[Exception], words: str, epsilon: bool) ->
 
 
 def test_a_simulation_tells_all(world: World, context: Callable[..., Context]) -> None:
-    """Whose rows are the researcher's own."""
+    """Whose rows are the researcher's own; of a private one, whose metrics may be published, the
+    kind."""
     parts = {"partition-id": 0, "num-partitions": 3, "state-dir": "/s"}
-    here = Context(1, 1, parts, RecordDict(), context(privacy__epsilon=3.0).run_config)
+    here = Context(1, 1, parts, RecordDict(), context().run_config)
     assert SECRET in excuse(ValueError(SECRET), here).facts["reason"]
     assert SECRET in excuse(UserError(SECRET), here).facts["reason"]
     assert excuse(MethodError(SECRET), here).facts == {"status": "wrong", "reason": SECRET}
+    private = Context(1, 1, parts, RecordDict(), context(privacy__epsilon=3.0).run_config)
+    assert "7341" not in excuse(ValueError(SECRET), private).facts["reason"]
 
 
 @pytest.mark.parametrize("private", [{}, {"privacy__epsilon": 3.0}], ids=["plain", "private"])

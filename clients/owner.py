@@ -26,7 +26,7 @@ from pydantic import (
 from clients import refusals
 from clients.channel import state_dir
 from clients.refusals import Refused as Refused
-from clients.refusals import is_folder, refused
+from clients.refusals import COLUMNS, is_folder, refused
 from fedlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fedlora.strategy import Strategy
 
 MB = 10**6
-COLUMNS = ("text", "label", "prompt", "context", "response")  # the owner's to choose
 SIMULATED = {"partition-id", "num-partitions", "state-dir"}
 
 log = logging.getLogger("fedlora.client")
@@ -199,7 +198,7 @@ class Owner(BaseModel):
         if config.run.rounds > self.max_rounds:
             raise refused("max-rounds", f"{self.max_rounds} rounds", config.run.rounds)
         self._steps(config.train.steps or 0)
-        self._rows(config)
+        refusals.rows(self, config)
         refusals.place(self, config.model.name)
         refusals.template(self, config.model.chat_template)
         if self.epsilon is not None:
@@ -271,17 +270,6 @@ class Owner(BaseModel):
     def _steps(self, steps: int) -> None:
         if steps > self.max_steps:
             raise refused("max-steps", f"{self.max_steps} steps a round", steps)
-
-    def _rows(self, config: "Config") -> None:
-        from fedlora.data.sources import BUNDLED
-
-        data = config.data
-        if self.data is None and data.name not in BUNDLED:
-            raise refused("data", "bundled data alone", f"data.name = {data.name}")
-        for key in COLUMNS:
-            asked = getattr(data, key)
-            if self.data is not None and getattr(self, key) is None and asked not in (key, None):
-                raise refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
 
 
 def owner_of(node_config: Mapping[str, Any]) -> Owner | None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from clients.owner import Owner
     from fedlora.config import Config
 
+COLUMNS = ("text", "label", "prompt", "context", "response")  # the owner's to choose
+
 
 class Refused(UserError):
     """A run asks for what the owner does not allow, or for what nobody can do. Says what was asked
@@ -25,6 +27,19 @@ def refused(key: str, allowed: str, asked: object) -> Refused:
         f"this node's owner allows {allowed}; the run asks for {asked}. Change the run, or ask the "
         f"owner for another {key}."
     )
+
+
+def rows(owner: "Owner", config: "Config") -> None:
+    """Raises Refused where a run chooses whose rows, or which of their columns."""
+    from fedlora.data.sources import BUNDLED
+
+    data = config.data
+    if owner.data is None and data.name not in BUNDLED:
+        raise refused("data", "bundled data alone", f"data.name = {data.name}")
+    for key in COLUMNS:
+        asked = getattr(data, key)
+        if owner.data is not None and getattr(owner, key) is None and asked not in (key, None):
+            raise refused(key, f"the column {key!r} alone", f"data.{key} = {asked}")
 
 
 def place(owner: "Owner", name: str) -> None:

@@ -25,8 +25,8 @@ from pydantic import (
 
 from clients import refusals
 from clients.channel import state_dir
-from clients.refusals import Refused as Refused
 from clients.refusals import COLUMNS, is_folder, refused
+from clients.refusals import Refused as Refused
 from fedlora.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ import logging
 from flwr.app import Context
 
 import fedlora
+from clients.channel import state_dir
+from clients.secret import proof
 from fedlora import estimate
 from fedlora.agreement import differences
 from fedlora.errors import UserError
@@ -16,18 +18,24 @@ log = logging.getLogger("fedlora.client")
 
 
 def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> Parcel:
-    """Id, training rows, rank limit, and what everyone must agree on. The server says in `parcel`
-    what the run has; where this node has something else, its log says what."""
+    """Id, training rows, rank limit, what everyone must agree on, and a proof that this is the node
+    that had this id before. The server says in `parcel` what the run has; where this node has
+    something else, its log says what."""
     own = {"version": fedlora.__version__, **resident.identity}
     if parcel.facts and (wrong := differences(parcel.facts, own)):
         log.error("this node cannot take part in the run: %s", "; ".join(wrong))
     if resident.node.data and (cut := resident.truncation()):
         log.warning("%s", cut)
+    shown = {}
+    if resident.node.client and "experiment" in parcel.facts:  # a simulation's have no disk each
+        state = state_dir(context.node_config).expanduser()
+        shown["proof"] = proof(state, str(parcel.facts["experiment"]), client)
     return answer(
         "ok",
         client=client,
         examples=len(resident.federation.trained[client]),
         rank=int(context.node_config.get("rank", 0)),
+        **shown,
         **own,
     )
 

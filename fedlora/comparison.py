@@ -5,8 +5,10 @@ what they differ in is compared seed by seed. The seeds vary those three alone: 
 speaks of this data set and model, not of others.
 """
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
 
 MEASURES = (
@@ -26,7 +28,8 @@ class Result:
     """A method's or baseline's run with one seed. Scores are fractions at the last round, test_loss
     nats of the global model on the server's rows then (for a language model those a token, and
     perplexity their exponential); bytes, seconds and epsilon are those of the whole run. A baseline
-    sends nothing; a run that is not private has no epsilon, nor has one whose ε is infinite."""
+    sends nothing; a run that is not private has no epsilon, and one without a bound an infinite
+    one. Bytes and seconds are None where they would tell who took part."""
 
     method: str
     seed: int
@@ -35,10 +38,21 @@ class Result:
     test_loss: float | None
     perplexity: float | None
     trained_parameters: int
-    bytes_up: int
-    bytes_down: int
-    seconds: float
+    bytes_up: int | None
+    bytes_down: int | None
+    seconds: float | None
     epsilon: float | None = None
+
+    def dump(self) -> str:
+        """As JSON, which has no infinity."""
+        epsilon = "inf" if self.epsilon == math.inf else self.epsilon
+        return json.dumps({**asdict(self), "epsilon": epsilon}, allow_nan=False)
+
+    @classmethod
+    def read(cls, text: str) -> "Result":
+        facts = json.loads(text)
+        epsilon = facts.pop("epsilon", None)
+        return cls(**facts, epsilon=None if epsilon is None else float(epsilon))
 
 
 @dataclass(frozen=True)

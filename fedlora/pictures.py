@@ -28,7 +28,10 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     rounds, clients = rounds_of(rows), [row for row in rows if row["kind"] == "client"]
     spends = any(row.get("epsilon") is not None for row in clients)  # else the server alone does
     thin = " (thin: each client's own)"
-    second = "ε spent by round" + thin * spends if private(rounds) else "training loss"
+    second = "training loss"
+    if private(rounds):
+        unbounded = any(row.get("epsilon") is None for row in rounds)
+        second = "ε spent by round" + thin * spends + ", no bound where it ends" * unbounded
     figure, (scores, beside) = _figure("score by round" + thin, second)
     labels = _own(scores, clients, "score")
     labels += _line(scores, rounds, "score", COLOURS[0], MARKERS[0])

@@ -105,12 +105,14 @@ class Progress(Observer):
         )
         self.bars.update(self.over_rounds, completed=row["round"], last=scores)
         self.bars.update(self.over_clients, visible=False)
-        self._say(
-            f"round {row['round']}/{self.rounds}: {scores or 'nothing measured'}; "
-            f"{amount(row.get('bytes_up'))} up, {amount(row.get('bytes_down'))} down, "
-            f"{number(row.get('seconds'), 1)} s",
-            shown=not self.live,
-        )
+        cost = ""
+        if "bytes_up" in row:  # else it is withheld
+            cost = (
+                f"; {amount(row.get('bytes_up'))} up, {amount(row.get('bytes_down'))} down, "
+                f"{number(row.get('seconds'), 1)} s"
+            )
+        said = f"round {row['round']}/{self.rounds}: {scores or 'nothing measured'}{cost}"
+        self._say(said, shown=not self.live)
 
     def note(self, text: str) -> None:
         self._say(text)

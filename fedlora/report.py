@@ -4,8 +4,10 @@ A row is one object of that file. kind "round": round, score, personalised, loss
 test_loss and personalised_loss (on held-out rows, as the scores beside them), bytes_up, bytes_down,
 clients, failed, dropped, seconds; kind "client": round, client, score, test_loss, and more.
 A private run's rows have epsilon and delta too: what was spent from the first round to this one.
-Scores are fractions, losses nats, bytes those of tensors as sent; what is unknown is null, and so
-is an infinite epsilon. Round 0 is the evaluation of the start.
+Scores are fractions, losses nats, bytes those of tensors as sent; what is unknown is null. A null
+epsilon is no bound: it is infinite, or not known of every client. Under central privacy rows say
+nothing of who took part or how many: no bytes, no clients, failed, dropped or seconds, and there
+are none of kind "client". Round 0 is the evaluation of the start.
 """
 
 import json
@@ -26,6 +28,8 @@ from fedlora.errors import UserError
 from fedlora.untrusted import plain
 
 Row = Mapping[str, Any]
+UNBOUNDED = "no bound"  # for an ε that is infinite or unknown
+WITHHELD = "withheld"  # for what would tell who took part
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -54,6 +58,11 @@ def private(rows: Iterable[Row]) -> bool:
     return any("epsilon" in row for row in rows)
 
 
+def withheld(rows: Iterable[Row]) -> bool:
+    """Whether these are rows of a run that does not tell who took part in it."""
+    return any("clients" not in row for row in rounds_of(rows))
+
+
 # Numbers as people read them
 
 
@@ -75,11 +84,21 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def spent(epsilon: float | None) -> str:
-    """An ε with two decimals, or a dash. Rounded up, since it is a bound: 2.991 is "3.00"."""
-    if epsilon is None:
-        return "–"
+    """What a private run spent: an ε with two decimals, rounded up, since it is a bound (2.991 is
+    "3.00"); or that there is none, as where it is infinite or some client's is unknown."""
+    if epsilon is None or not math.isfinite(epsilon):
+        return UNBOUNDED
     shown = round(epsilon, 2)
     return f"{shown if shown >= epsilon else shown + 0.01:.2f}"
+
+
+def upward(delta: float) -> str:
+    """A δ with two digits, rounded up: 1.41e-4 is "1.5e-04"."""
+    shown = f"{delta:.1e}"
+    if float(shown) >= delta:
+        return shown
+    step = 10.0 ** (int(shown.partition("e")[2]) - 1)
+    return f"{float(shown) + step:.1e}"
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -93,7 +112,8 @@ def perplexity(loss: float | None) -> float | None:
 def rounds_table(rows: Iterable[Row], language: bool = False) -> Table:
     """One line a round. Columns that only some runs need are there if this one does: the loss on
     held-out rows with its perplexity (a language model's), ε, the training loss (private clients
-    report none), the clients that failed or were dropped."""
+    report none), bytes and seconds (unless they are withheld), the clients that failed or were
+    dropped."""
     rounds = rounds_of(rows)
     troubles = [kind for kind in ("failed", "dropped") if any(row.get(kind) for row in rounds)]
     columns: dict[str, Callable[[Row], str]] = {
@@ -114,6 +134,9 @@ def rounds_table(rows: Iterable[Row], language: bool = False) -> Table:
         del columns["ε"]
     elif all(row.get("loss") is None for row in rounds):
         del columns["loss"]
+    if withheld(rounds):
+        for name in ("up", "down", "seconds"):
+            del columns[name]
     table = plain_table(*columns)
     for kind in troubles:
         table.add_column(kind, overflow="fold")

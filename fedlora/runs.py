@@ -3,7 +3,8 @@
     config.toml            the resolved configuration, runnable again
     run.json               the experiment's id, and the version and environment that began it
     metrics.jsonl          one object a round and one a client and round
-    round-0003/            the server after round 3: state.safetensors, checkpoint.json
+    round-0003/            the server after round 3: state.safetensors, checkpoint.json; under
+                           central privacy what it knows of clients is apart, in memory.json
     clients/               what stays on simulated clients
     .lock                  held by the ServerApp that serves the run
     adapter/, curves.png   the result
@@ -38,11 +39,13 @@ from fedlora.tensors import Tensors
 
 Row = dict[str, Any]
 STAMP = "%Y%m%d-%H%M%S"
+MEMORY = "memory.json"  # in a round's folder, where what the server knows of clients is a secret
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The server after a round: its state, what it knows of clients, and that round's metrics."""
+    """The server after a round: its state, what it knows of clients (nothing, where that stayed
+    elsewhere), and that round's metrics."""
 
     round: int
     state: Tensors
@@ -134,22 +137,31 @@ class RunDir:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def commit(self, checkpoint: Checkpoint, aside: Path, keep: str) -> None:
-        """Make a round permanent: all of it or nothing of it."""
+    def commit(
+        self, checkpoint: Checkpoint, aside: Path, keep: str, discreet: bool = False
+    ) -> None:
+        """Make a round permanent: all of it or nothing of it.
+
+        Args:
+            discreet: whether what the server knows of clients is a secret of its own, in a file
+                that stays with it. Raises ValueError where a number is none that JSON has.
+        """
         save(checkpoint.state, aside / "state.safetensors")
         facts = {
             "round": checkpoint.round,
             "state": _sha256(aside / "state.safetensors"),
-            "memory": checkpoint.memory,
+            "memory": {} if discreet else checkpoint.memory,
             "metrics": checkpoint.rows,
         }
-        files.write(aside / "checkpoint.json", json.dumps(facts))
+        if discreet:
+            files.write(aside / MEMORY, _json(checkpoint.memory), 0o600)
+        files.write(aside / "checkpoint.json", _json(facts))
         final = self.round(checkpoint.round)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that is being done again
         aside.rename(final)
         files.sync(self.path)
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in checkpoint.rows)
+            file.writelines(_json(row) + "\n" for row in checkpoint.rows)
         if keep == "latest":
             for number in self.rounds()[:-2]:
                 shutil.rmtree(self.round(number))
@@ -177,12 +189,15 @@ class RunDir:
         if _sha256(path / "state.safetensors") != facts["state"]:
             raise ValueError("the state's digest differs")
         state = load_file(path / "state.safetensors")
-        return Checkpoint(facts["round"], state, facts["memory"], facts["metrics"])
+        memory = facts["memory"]
+        if (path / MEMORY).is_file():
+            memory = json.loads((path / MEMORY).read_text("utf-8"))
+        return Checkpoint(facts["round"], state, memory, facts["metrics"])
 
     def _rewind(self, checkpoint: Checkpoint | None) -> None:
         """Metrics up to this round, whose own rows come from the checkpoint itself; and answers."""
         number = checkpoint.round if checkpoint else 0
-        own = [json.dumps(row) + "\n" for row in checkpoint.rows] if checkpoint else []
+        own = [_json(row) + "\n" for row in checkpoint.rows] if checkpoint else []
         files.write(self.metrics, "".join(before(self.metrics, number) + own))
         if self.answers.is_file():
             kept = before(self.answers, number + 1) if checkpoint else []
@@ -193,6 +208,11 @@ def before(path: Path, number: int) -> list[str]:
     """The lines of a file of rows that are about rounds before this one."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     return [f"{line}\n" for line in lines if _round_of(line) < number]
+
+
+def _json(value: object) -> str:
+    """Raises ValueError for NaN and infinities, which Python would write and JSON does not have."""
+    return json.dumps(value, allow_nan=False)
 
 
 def _facts(path: Path) -> Row:

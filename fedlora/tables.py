@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fedlora import comparison, files, untrusted
 from fedlora.comparison import MEASURES, Difference, Result, Summary
-from fedlora.report import amount, number, plain_table, spent, whole
+from fedlora.report import WITHHELD, amount, number, plain_table, spent, whole
 from fedlora.untrusted import LONG
 
 Cells = list[list[str]]  # the header, then lines; the first column is text, the others numbers
@@ -80,11 +80,11 @@ def _methods(found: Sequence[Summary]) -> Cells:
         "personalised": lambda s: _shown(s, "personalised", number),
         "test loss": lambda s: _shown(s, "test_loss", number),
         "perplexity": lambda s: _shown(s, "perplexity", lambda x: number(x, 2)),
-        "ε": lambda s: spent(s.epsilon),
+        "ε": lambda s: "–" if s.epsilon is None else spent(s.epsilon),
         "parameters": lambda s: f"{s.trained_parameters:,}",
-        "up": lambda s: _shown(s, "bytes_up", amount),
-        "down": lambda s: _shown(s, "bytes_down", amount),
-        "seconds": lambda s: _shown(s, "seconds", lambda x: number(x, 1)),
+        "up": lambda s: _cost(s, "bytes_up", amount),
+        "down": lambda s: _cost(s, "bytes_down", amount),
+        "seconds": lambda s: _cost(s, "seconds", lambda x: number(x, 1)),
     }
     for name in ("test_loss", "perplexity"):
         if all(s.measures[name] is None for s in found):
@@ -102,6 +102,12 @@ def _shown(summary: Summary, measure: str, written: Callable[[Any], str]) -> str
     if spread is None or spread.deviation is None or exact:
         return mean
     return f"{mean} ± {written(spread.deviation)}"
+
+
+def _cost(summary: Summary, measure: str, written: Callable[[Any], str]) -> str:
+    """Every run has a cost, so one that is not known is withheld."""
+    known = summary.measures[measure] is not None
+    return _shown(summary, measure, written) if known else WITHHELD
 
 
 def _differences(found: Iterable[Difference]) -> Cells:

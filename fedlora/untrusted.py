@@ -41,12 +41,19 @@ _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~#$@]|&(?=#?\w+;)|:(?=//)|(?<=www)\.", re.
 _FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
-def plain(text: str, most: int = MOST) -> str:
+def plain(text: object, most: int = MOST) -> str:
     """One line of at most `most` characters, all of which can be seen. Newlines and tabs become
     spaces; controls, marks of direction, what has no width, and halves of characters are written
-    as escapes (`\\x1b`); what is too long ends in an ellipsis."""
-    shown = "".join(map(_seen, text[: most + 1]))
+    as escapes (`\\x1b`); what is too long ends in an ellipsis. What is neither text, a number nor
+    an error is only named by its type."""
+    shown = "".join(map(_seen, _said(text)[: most + 1]))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def named(text: object, most: int = 128) -> bool:
+    """Whether this can be somebody's name as it is: text of 1 to `most` characters that can all be
+    seen, none of them a space at either end."""
+    return isinstance(text, str) and text == text.strip() != "" and text == plain(text, most)
 
 
 def block(text: str) -> str:
@@ -99,6 +106,15 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return block(super().format(record))
+
+
+def _said(text: object) -> str:
+    try:
+        if isinstance(text, str | int | float | BaseException):
+            return str(text)
+    except ValueError:  # a number that is too long to be written
+        pass
+    return f"({type(text).__name__} in place of a text)"
 
 
 def _seen(c: str) -> str:

@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora import profile
 from fedlora.tensors import Tensors, part_of, place
+from fedlora.untrusted import named, plain
 
 RAW = "raw"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,6 +27,10 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 assert sys.byteorder == "little", "tensors cross the wire as little-endian bytes"
 # Torch has no read-only tensors and says so, once, of a view of a message's bytes.
 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+
+NAME = 512  # most characters of a tensor's name
+DIMENSIONS = 8  # most of a tensor
+ENTRIES = 1 << 48  # most of a tensor, where each dimension counts at least one
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 Facts = dict[str, Any]  # int, float, str, bool, bytes or a list of one of them
@@ -91,20 +96,26 @@ def pack(parcel: Parcel, arrays: Arrays | None = None) -> RecordDict:
 
 @profile.timed("encode")
 def unpack(content: RecordDict) -> Parcel:
-    """Flower's records as a parcel in fp32, without metrics that are no finite number. Raises
-    WireError naming the record or the tensor that is malformed."""
+    """Flower's records as a parcel in fp32, without metrics that are no finite number. Whatever
+    somebody sent, raises nothing but WireError, naming the record or the tensor that is malformed.
+    """
     arrays = _record(content, "tensors", ArrayRecord)
     metrics = _record(content, "metrics", MetricRecord)
     return Parcel(
         facts=dict(_record(content, "facts", ConfigRecord)),
         tensors=_tensors(arrays),
-        metrics={
-            k: float(v)
-            for k, v in metrics.items()
-            if isinstance(v, int | float) and math.isfinite(v)
-        },
+        metrics={k: x for k, v in metrics.items() if (x := _number(v)) is not None},
         received=sum(len(array.data) for array in arrays.values()),
     )
+
+
+def _number(value: object) -> float | None:
+    """A metric that is one finite number."""
+    try:
+        found = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _tensors(arrays: ArrayRecord) -> Tensors:
@@ -119,20 +130,37 @@ def _tensors(arrays: ArrayRecord) -> Tensors:
 
 
 def _tensor(name: str, array: Array) -> torch.Tensor:
-    dtype = DTYPES.get(array.dtype)
-    if array.stype != RAW or dtype is None:
-        raise WireError(f"{name} is {array.dtype} as {array.stype}, not one of {sorted(DTYPES)}")
-    count = math.prod(array.shape)
-    if min(array.shape, default=1) < 0 or len(array.data) != count * dtype.itemsize:
-        raise WireError(f"{name} has {len(array.data)} bytes, which is not {array.shape} {dtype}")
+    if not named(name, NAME):
+        raise WireError(f"{plain(name, 80)!r} is no name of a tensor")
+    kind, stype, shape, data = array.dtype, array.stype, array.shape, array.data
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    if stype != RAW or dtype is None:
+        raise WireError(
+            f"{name} is {plain(kind, 40)} as {plain(stype, 40)}, not one of {sorted(DTYPES)}"
+        )
+    if not (isinstance(data, bytes) and _is_shape(shape)):
+        raise WireError(f"{name} has no shape that a tensor can have, or no bytes")
+    count = math.prod(shape)
+    if len(data) != count * dtype.itemsize:
+        raise WireError(f"{name} has {len(data)} bytes, which is not {shape} {dtype}")
     if count == 0:
-        return torch.zeros(array.shape)
-    tensor = torch.frombuffer(array.data, dtype=dtype).view(array.shape)
+        return torch.zeros(shape)
+    tensor = torch.frombuffer(data, dtype=dtype).view(shape)
     return tensor if dtype == torch.float32 else tensor.float()
 
 
+def _is_shape(shape: object) -> bool:
+    """Whether torch can have a tensor of this shape: with nothing in it too, its strides must fit
+    an integer of 64 bits."""
+    if not (isinstance(shape, tuple | list) and len(shape) <= DIMENSIONS):
+        return False
+    if not all(type(n) is int and n >= 0 for n in shape):
+        return False
+    return math.prod(max(n, 1) for n in shape) <= ENTRIES
+
+
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:
-    record = content.get(name)
+    record = content.get(name) if isinstance(content, RecordDict) else None
     if not isinstance(record, kind):
         raise WireError(f"the message's {name} are {type(record).__name__}, not {kind.__name__}")
     return record

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import fedlora
 from fedlora.agreement import differences
@@ -9,7 +10,12 @@ from fedlora.guard import called
 from fedlora.privacy import plan
 from fedlora.resident import Resident
 from fedlora.strategy import Round
+from fedlora.untrusted import named
+from server.identity import Claim
 from server.roster import Member, Roster
+
+LONGEST = 200  # bytes of an id in a file's name, beside what else stands there
+MOST = 10**9  # training rows that a client may say it has
 
 
 def known(resident: Resident) -> dict[str, Any]:
@@ -17,18 +23,20 @@ def known(resident: Resident) -> dict[str, Any]:
     return {"version": fedlora.__version__, **resident.identity}
 
 
-def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resident) -> str:
+def refusal(facts: Mapping[str, Any], resident: Resident) -> str:
     """Why a node that says this of itself may not take part, or ""."""
     id, examples, rank = (facts.get(k) for k in ("client", "examples", "rank"))
     full = resident.adapter.scaling.rank
-    if not (isinstance(id, str) and id and isinstance(examples, int) and isinstance(rank, int)):
+    if not (isinstance(id, str) and id and type(examples) is int and type(rank) is int):
         return "it does not say its client id, its examples and its rank"
+    if not named(id) or len(quote(id, safe="")) > LONGEST:
+        return "its client id is not 1 to 128 printable characters that fit into a file's name"
     if wrong := differences(known(resident), facts):
         return "; ".join(wrong)
-    if roster.nodes.get(id, node) != node:
-        return "another node is that client already: give each node its own id"
     if examples < 1:
         return "it has no rows to train on"
+    if examples > MOST:
+        return f"it says that it has {examples} rows to train on"
     if unfit := plan.refusal(resident.config, examples):
         return unfit
     if not 0 <= rank <= full:
@@ -39,14 +47,36 @@ def refusal(roster: Roster, node: int, facts: Mapping[str, Any], resident: Resid
     return ""
 
 
-def join(roster: Roster, id: str, facts: Mapping[str, Any], resident: Resident) -> None:
+def taken(id: str, own: Claim, before: Claim | None, listed: Mapping[str, str] | None) -> str:
+    """Why a node may not be this client, or "".
+
+    Args:
+        before: of whoever is this client, or was it when it became a member.
+        listed: the operator's list, if there is one.
+    """
+    if listed is not None:
+        if id not in listed:
+            return "the operator's list of clients and keys does not have it"
+        return "" if listed[id] == own.holder else "its key is not the one that the operator listed"
+    if before is None or before.same_owner(own):
+        return ""
+    return (
+        "another node is that client already, and this one neither has its key nor its proof: give "
+        "each node its own id"
+    )
+
+
+def join(roster: Roster, id: str, facts: Mapping[str, Any], own: Claim, resident: Resident) -> None:
     """Enter a client that was not refused; one that was here before keeps its rank."""
     strategy, scaling = resident.strategy, resident.adapter.scaling
-    if id in roster.members:
-        roster.members[id].examples = facts["examples"]
+    if member := roster.members.get(id):
+        member.examples = facts["examples"]
+        member.holder, member.proof = own.holder, own.proof or member.proof
         return
     index = len(roster.members)
     start = Round(0, seed=resident.config.run.seed)
     rank = facts["rank"] or called(strategy, "rank", scaling.rank, index, id, start)
     scale = called(strategy, "scale", scaling, rank)
-    roster.members[id] = Member(index, facts["examples"], rank, scale)
+    roster.members[id] = Member(
+        index, facts["examples"], rank, scale, holder=own.holder, proof=own.proof
+    )

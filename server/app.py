@@ -14,7 +14,7 @@ from rich.console import Console
 import strategies
 from fedlora import settings
 from fedlora.config import Config
-from fedlora.errors import UserError
+from fedlora.errors import Failed, UserError
 from fedlora.progress import Progress
 from fedlora.resident import Resident
 from fedlora.runs import RunDir

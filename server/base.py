@@ -9,9 +9,11 @@ from flwr.serverapp import Grid
 from fedlora import estimate
 from fedlora.adapters.initial import initial
 from fedlora.errors import UserError
+from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, nbytes, select
+from fedlora.untrusted import plain
 from fedlora.wire import Parcel
 from server.exchange import Exchange, message
 from server.roster import Roster
@@ -22,10 +24,13 @@ ROWS = 128  # rows behind a gradient where the server holds none of its own
 
 
 class ServerBase:
-    """Implements `fedlora.strategy.Base`; counts the bytes that gradients from clients cost."""
+    """Implements `fedlora.strategy.Base`; counts the bytes that gradients from clients cost. A
+    client that gives none that can be used is left out from then on, with a note."""
 
-    def __init__(self, resident: Resident, grid: Grid, roster: Roster) -> None:
+    def __init__(self, resident: Resident, grid: Grid, roster: Roster, observer: Observer) -> None:
         self._resident, self._grid, self._roster = resident, grid, roster
+        self._observer = observer
+        self._without: dict[str, str] = {}  # who gave none, and why
         self._deadline = resident.config.run.deadline
         self._known: dict[tuple[str, str], torch.Tensor] = {}
         config, wire = resident.config, resident.config.run.wire_dtype
@@ -87,12 +92,14 @@ class ServerBase:
     def _gathered(
         self, shapes: Mapping[str, tuple[int, int]], facts: dict[str, object], sent: Tensors
     ) -> Tensors:
-        """The sum over all present clients, in their order, of one tensor a module."""
-        total = sum(self._roster.members[c].examples for c in self._roster.present())
+        """The sum over the clients that are there and give theirs, in their order, of one tensor a
+        module. Raises UserError where none does."""
+        asked = [c for c in self._roster.present() if c not in self._without]
+        total = sum(self._roster.members[c].examples for c in asked)
         replies: dict[str, Tensors] = {}
         exchange = Exchange(self._grid, self._deadline)
-        names = {node: client for client, node in self._roster.nodes.items()}
-        for client in self._roster.present():
+        names = {self._roster.nodes[client]: client for client in asked}
+        for client in asked:
             share = self._roster.members[client].examples / total
             rows = max(1, round(share * (self._resident.config.data.public or ROWS)))
             query = Parcel(
@@ -106,14 +113,25 @@ class ServerBase:
             client = names[answer.node]
             parcel = answer.parcel or Parcel({"reason": answer.reason})
             if parcel.facts.get("status") != "ok":
-                reason = str(parcel.facts.get("reason"))
+                reason = plain(parcel.facts.get("reason"))
             else:
                 reason = fault(parcel.tensors, expected, None)
             if reason:
-                raise UserError(f"client {client} gave no gradients for the first state: {reason}")
+                self._leave_out(client, reason)
+                continue
             self.traffic.received(client, parcel.received)
             replies[client] = parcel.tensors
+        if not replies:
+            reasons = "; ".join(f"{c}: {why}" for c, why in sorted(self._without.items())[:5])
+            raise UserError(f"no client gave gradients for the first state: {reasons}")
         return {m: sum((replies[c][m] for c in sorted(replies)), expected[m]) for m in shapes}
+
+    def _leave_out(self, client: str, reason: str) -> None:
+        self._without[client] = plain(reason)
+        self._observer.note(
+            f"client {client} gave no gradients for the first state, which is made without its "
+            f"rows: {plain(reason)}"
+        )
 
     def _head(self) -> Tensors:
         return select(self._initial, {"head"})

@@ -1,8 +1,9 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
-What stays on the server: what central privacy keeps, what simulated clients keep, what W&B
-uploads, all checkpoints but the latest, files that would make the whole larger than `LIMIT` or have
-names that are not taken. The configuration does not travel back: it is the submitter's own word.
+What stays on the server: what central privacy keeps and what it knows of clients, what simulated
+clients keep, what W&B uploads, all checkpoints but the latest, files that would make the whole larger
+than `LIMIT` or have names that are not taken. The configuration does not travel back: it is the
+submitter's own word.
 
 Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
 gives, by names that are written in one way only, and follows no link.
@@ -19,12 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fedlora.errors import UserError
-from fedlora.runs import RunDir
+from fedlora.runs import MEMORY, RunDir
 
 PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
 CONFIG = "config.toml"
-STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG}
+STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG, MEMORY}
 # One spelling a file, on every file system: no dot or space at either end, and no letter that has
 # another form.
 NAME = re.compile(r"(?![. ])[A-Za-z0-9 _.,%+=@~()-]{1,200}(?<![. ])")
@@ -56,8 +57,8 @@ def manifest(folder: Path) -> Manifest:
     found = []
     for path in folder.rglob("*"):
         way = path.relative_to(folder).parts
-        hidden = any(name.startswith(".") for name in way)
-        if path.is_file() and not (path.is_symlink() or hidden or way[0] in STAYS | older):
+        hidden = any(name.startswith(".") or name in STAYS for name in way)
+        if path.is_file() and not (path.is_symlink() or hidden or way[0] in older):
             found.append((way[0].startswith("round-"), path.relative_to(folder).as_posix()))
     chosen, total = Manifest(), 0
     for _, name in sorted(found):

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from flwr.app import Message
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid
 from fedlora import profile, wire
 from fedlora.untrusted import LONG, plain
 from fedlora.wire import Arrays, Parcel, WireError
+from server.pulling import pull
 
 log = logging.getLogger("fedlora.server")
 LOST = {
@@ -27,7 +29,8 @@ FASTEST, SLOWEST = 0.002, 1.0  # seconds between polls of the grid
 
 @dataclass(frozen=True)
 class Answer:
-    """One node's reply: a parcel, or the reason why there is none."""
+    """One node's reply: a parcel, or the reason why there is none, which is one line of printable
+    text whoever wrote it."""
 
     node: int
     parcel: Parcel | None
@@ -39,7 +42,11 @@ class Answer:
 def message(
     parcel: Parcel, node: int, kind: str, group: str, ttl: float, arrays: Arrays | None = None
 ) -> Message:
-    return Message(wire.pack(parcel, arrays), node, kind, group_id=group, ttl=ttl)
+    """Something asked of a node. The superlink takes an answer for a node's own where it names the
+    message, by a digest of it: a fact that nobody else knows keeps other nodes from guessing it."""
+    facts = {**parcel.facts, "nonce": secrets.token_hex(16)}
+    content = wire.pack(replace(parcel, facts=facts), arrays)
+    return Message(content, node, kind, group_id=group, ttl=ttl)
 
 
 class Exchange:
@@ -48,10 +55,13 @@ class Exchange:
     A grid may ask for `share` messages in a call, and that no more than a `window` of them be under
     way: then messages are made when their turn comes, and memory does not grow with their number.
     One that `waits` for replies when it is asked for them is asked again at once.
+
+    Args:
+        discreet: whether the log, which whoever started the run reads, is not to tell who answers.
     """
 
-    def __init__(self, grid: Grid, deadline: float) -> None:
-        self.grid = grid
+    def __init__(self, grid: Grid, deadline: float, discreet: bool = False) -> None:
+        self.grid, self._discreet = grid, discreet
         self.until = time.monotonic() + deadline
         self._share: int = getattr(grid, "share", 1)
         self._window: float = getattr(grid, "window", math.inf)
@@ -95,12 +105,13 @@ class Exchange:
             while self._unsent:
                 yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
             with profile.span("wait"):
-                replies = list(self.grid.pull_messages(list(self._open)))
+                replies = pull(self.grid, list(self._open))
             for reply in replies:
                 about = reply.metadata
                 node = self._open.pop(about.reply_to_message_id, None)
                 if node is None:
-                    log.warning("node %d: a reply that nobody waits for", about.src_node_id)
+                    level = logging.DEBUG if self._discreet else logging.WARNING
+                    log.log(level, "node %d: a reply that nobody waits for", about.src_node_id)
                 elif about.src_node_id not in _may_answer(node, reply):
                     yield Answer(node, None, "another node answered in its place", malformed=True)
                 else:

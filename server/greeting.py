@@ -1,6 +1,7 @@
 """Nodes come and go: who is new says who it is, who is gone is not asked."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -8,22 +9,37 @@ from flwr.serverapp import Grid
 from fedlora.errors import UserError
 from fedlora.progress import Observer
 from fedlora.resident import Resident
+from fedlora.untrusted import plain
 from fedlora.wire import Parcel
 from server import agreement
 from server.exchange import Exchange, message
+from server.identity import Claim, claim, holders, listed
 from server.roster import Roster
 
 PAUSE = 0.5  # seconds between looks at who is there
 
 
-class Greeter:
-    """Keeps a roster's nodes up to date with the grid's."""
+@dataclass(frozen=True)
+class New:
+    """A client that was admitted, and is not a member yet, or not again."""
 
-    def __init__(self, grid: Grid, resident: Resident, roster: Roster, observer: Observer) -> None:
+    facts: dict[str, Any]
+    claim: Claim
+
+
+class Greeter:
+    """Keeps a roster's nodes up to date with the grid's. Raises UserError where the operator's list
+    of clients cannot be used."""
+
+    def __init__(
+        self, grid: Grid, resident: Resident, roster: Roster, observer: Observer, experiment: str
+    ) -> None:
         self.grid, self.resident, self.roster, self.observer = grid, resident, roster, observer
+        self._experiment, self._listed = experiment, listed()
         self._greeted: set[int] = set()
         self._silent: set[int] = set()
-        self._new: dict[str, dict[str, Any]] = {}  # admitted, and not yet a member
+        self._new: dict[str, New] = {}
+        self._rivals: dict[str, set[int]] = {}  # refused, as another was that client
 
     def greet(self) -> None:
         """Wait until enough clients for a round are there; who is new then becomes a member, in the
@@ -44,12 +60,14 @@ class Greeter:
             for client in [c for c, n in self.roster.nodes.items() if n not in nodes]:
                 del self.roster.nodes[client]
                 self._new.pop(client, None)
+                self._greeted -= self._rivals.pop(client, set())  # it may have been the real one
             lost = self._hello(sorted(nodes - self._greeted))
             self._greeted = nodes - lost
             there = len(self.roster.nodes)
             if there >= need:
                 for client in sorted(self._new):
-                    agreement.join(self.roster, client, self._new.pop(client), self.resident)
+                    new = self._new.pop(client)
+                    agreement.join(self.roster, client, new.facts, new.claim, self.resident)
                 return
             if getattr(self.grid, "closed", False) or time.monotonic() > until:
                 raise UserError(
@@ -67,7 +85,7 @@ class Greeter:
         named and left out. Returns those that were lost on the way, to be asked again."""
         deadline = self.resident.config.run.deadline
         exchange = Exchange(self.grid, deadline)
-        run = Parcel(agreement.known(self.resident))
+        run = Parcel({**agreement.known(self.resident), "experiment": self._experiment})
         exchange.push(message(run, node, "query", "0", deadline) for node in nodes)
         said: dict[int, dict[str, Any]] = {}
         lost: set[int] = set()
@@ -78,15 +96,33 @@ class Greeter:
                 self._silent.add(answer.node)
                 self.observer.note(f"a node does not say who it is: {answer.reason}")
             elif answer.parcel.facts.get("status") != "ok":
-                reason = answer.parcel.facts.get("reason")
+                reason = plain(answer.parcel.facts.get("reason"))
                 self.observer.note(f"a node cannot take part: {reason}")
             else:
                 said[answer.node] = answer.parcel.facts
-        for node in sorted(said, key=lambda n: str(said[n].get("client"))):
-            facts = said[node]
-            if reason := agreement.refusal(self.roster, node, facts, self.resident):
-                self.observer.note(f"client {facts.get('client')} refused: {reason}")
+        known = holders(self.grid) if said else {}
+        for node in sorted(said, key=lambda n: (plain(said[n].get("client")), n)):
+            new = New(said[node], claim(known.get(node, ""), said[node].get("proof")))
+            if reason := self._refusal(node, new):
+                name = plain(new.facts.get("client"), 130)
+                self.observer.note(f"client {name} refused: {reason}")
             else:
-                self.roster.nodes[facts["client"]] = node
-                self._new[facts["client"]] = facts
+                client = new.facts["client"]
+                self.roster.nodes[client], self._new[client] = node, new
         return lost
+
+    def _refusal(self, node: int, new: New) -> str:
+        """Why a node may not take part as the client that it says it is, or ""."""
+        if not new.claim.holder:
+            return "the superlink does not know it any more"
+        if reason := agreement.refusal(new.facts, self.resident):
+            return reason
+        client = new.facts["client"]
+        member, waiting = self.roster.members.get(client), self._new.get(client)
+        before = waiting.claim if waiting else None
+        if member and member.holder:
+            before = member.claim
+        reason = agreement.taken(client, new.claim, before, self._listed)
+        if reason and client in self.roster.nodes:
+            self._rivals.setdefault(client, set()).add(node)
+        return reason

@@ -5,31 +5,34 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 from flwr.serverapp import Grid
-from safetensors.torch import load_file
 
 from fedlora import profile
+from fedlora.errors import UserError
 from fedlora.guard import called, changes, checked, sends, uploaded
 from fedlora.progress import Observer
 from fedlora.resident import Resident
-from fedlora.runs import Checkpoint, Row, RunDir, save
+from fedlora.runs import Checkpoint, Row, RunDir
 from fedlora.strategy import Client, Purpose, Round, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, nbytes, select
 from fedlora.tracking import Tracking
+from fedlora.untrusted import plain
 from fedlora.wire import encode
 from server.base import ServerBase
 from server.greeting import Greeter
 from server.inbox import Inbox
-from server.privacy import Central, largest, note, told
-from server.records import client_rows, mean, round_row
+from server.keeping import keep_updates
+from server.privacy import Central
+from server.records import client_rows, mean, round_row, withheld
 from server.roster import Roster
 from server.rounds import Phase, Reply, Traffic
 from server.score import scored
 from server.screening import fault
+from server.spending import largest, note, told
+from server.use import Use
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Outcome:
     inbox: Inbox
     failed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)  # of those that failed, who blames the method
 
 
 class Coordinator:
@@ -48,14 +52,18 @@ class Coordinator:
         self.grid, self.resident, self.run, self.observer = grid, resident, run, observer
         self.config, self.strategy = resident.config, resident.strategy
         self.tracking = Tracking(run, self.config, observer.note)
-        self.roster = Roster()
-        self.greeter = Greeter(grid, resident, self.roster, observer)
+        # Under central privacy nobody is to know who takes part in a round, or how many.
+        self.discreet = self.config.privacy.central
+        self.about_clients = Observer() if self.discreet else observer
+        self.roster, self.use = Roster(), Use(discreet=self.discreet)
+        self.greeter = Greeter(grid, resident, self.roster, observer, run.experiment)
         self.state: Tensors = {}
         self.local = stays(self.strategy) & resident.adapter.parts
         self.central = Central(resident, run, self.roster) if self.config.privacy.central else None
 
     def serve(self) -> None:
-        """Run all rounds, from the last whole checkpoint where there is one."""
+        """Run all rounds, from the last whole checkpoint where there is one. Raises Failed where no
+        client's update was used in any of them."""
         checkpoint, wrong = self.run.resume()
         for line in wrong:
             self.observer.note(line)
@@ -67,7 +75,7 @@ class Coordinator:
         last = checkpoint.round if checkpoint else 0
         if checkpoint:
             self.state = checkpoint.state
-            self.roster.load(checkpoint.memory["roster"])
+            self._remember(checkpoint)
         else:
             self._begin()
         if self.config.privacy.insecure_seed is not None:
@@ -80,6 +88,17 @@ class Coordinator:
                 self._round(number, aside)
         if self.central:
             self.central.close()
+        self.use.check()
+
+    def _remember(self, checkpoint: Checkpoint) -> None:
+        if "roster" not in checkpoint.memory:
+            raise UserError(
+                f"what the server knew of its clients after round {checkpoint.round} is not in "
+                f"{self.run.path}: under central privacy it stays where the run was served; resume "
+                "it there"
+            )
+        self.roster.load(checkpoint.memory["roster"])
+        self.use = Use.read(checkpoint.memory)
 
     def score(self, number: int) -> Row:
         """What the round's row says of the global model."""
@@ -90,7 +109,7 @@ class Coordinator:
         started = time.monotonic()
         self.observer.phase(0, "start", 0)
         self.greeter.greet()
-        base = ServerBase(self.resident, self.grid, self.roster)
+        base = ServerBase(self.resident, self.grid, self.roster, self.observer)
         first = called(self.strategy, "begin", base)
         self.state = merge({}, changes(self.strategy, "begin", first, base.initial()))
         if base.traffic.up:
@@ -109,15 +128,16 @@ class Coordinator:
         started = time.monotonic()
         self.greeter.greet()
         clients = self._sample(number)
-        phase = Phase(
-            self.grid, self.resident, self.roster, self.run.experiment, Traffic(), self.observer
-        )
+        shown, experiment = self.about_clients, self.run.experiment
+        phase = Phase(self.grid, self.resident, self.roster, experiment, Traffic(), shown)
         outcome = self._train(phase, clients, number, aside)
         arrivals, weights = outcome.inbox.arrivals, outcome.inbox.weights()
         if self.config.run.keep == "updates":
-            self._keep_updates(phase, outcome.inbox, aside)
+            keep_updates(phase.sent, outcome.inbox, aside)
         self._aggregate(outcome.inbox, number)
         outcome.inbox.clear()
+        missing, there = outcome.failed | outcome.dropped, len(self.roster.present())
+        self.use.round(clients, missing, outcome.wrong, there)
 
         asked = [] if self.central else sorted(weights)  # under central privacy no score is told
         found, scores = self._evaluate(phase, asked, number)
@@ -139,7 +159,7 @@ class Coordinator:
         examples = {c: self.roster.members[c].examples for c in clients}
         private = {c: told(self.roster.members[c], trained.get(c, {})) for c in clients}
         rows = client_rows(number, examples, weights, trained, scores, phase.traffic, private)
-        self._commit(number, [row, *rows], aside)
+        self._commit(number, [row] if self.discreet else [row, *rows], aside)
 
     def _sample(self, number: int) -> list[str]:
         present = self.roster.present()
@@ -151,17 +171,19 @@ class Coordinator:
         return sorted(present[i] for i in order[:count].tolist())
 
     def _train(self, phase: Phase, clients: list[str], number: int, aside: Path) -> Outcome:
-        self.observer.phase(number, "train", len(clients))
+        self.observer.phase(number, "train", 0 if self.discreet else len(clients))
         round = self._at(number, "train")
         keep = self.config.run.keep == "updates"
         clip = self._clip(round) if self.central else (None, None)  # whatever a client did
         outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep, *clip))
         for reply in phase.run(clients, self.state, round):
-            reason = reply.reason or self._fault(phase, reply, round)
+            reason = plain(reply.reason or self._fault(phase, reply, round))
             metrics = reply.parcel.metrics if reply.parcel else {}
-            note(self.roster.members[reply.client], metrics)
+            status, privacy = "ok" if reply.parcel else reply.status, self.config.privacy
+            if privacy.local:
+                note(self.roster.members[reply.client], metrics, status, privacy)
             loss = metrics.get("loss")
-            self.observer.client(number, "train", reply.client, loss, reason or None)
+            self.about_clients.client(number, "train", reply.client, loss, reason or None)
             if reply.parcel and not reason:
                 member = self.roster.members[reply.client]
                 by_rows = self.config.run.weights == "examples" and not self.central
@@ -172,6 +194,8 @@ class Coordinator:
                 continue
             silent = reply.parcel is None and not reply.malformed
             (outcome.failed if silent else outcome.dropped)[reply.client] = reason
+            if status == "wrong":
+                outcome.wrong.add(reply.client)
             outcome.inbox.refuse(reply.client)
         return outcome
 
@@ -181,7 +205,7 @@ class Coordinator:
         assert reply.parcel is not None
         loss = reply.parcel.metrics.get("loss", math.nan)  # in a private run nobody tells it
         if not (self.config.privacy.on or math.isfinite(loss)):
-            return "its training loss is not finite"
+            return "its training loss is not finite, or beyond all bounds"
         client = self.roster.members[reply.client].as_client(reply.client)
         expected = self._start(phase, client, round)
         wrong = fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
@@ -215,6 +239,7 @@ class Coordinator:
             return
         else:
             self.state = merge(self.state, inbox.changes())
+        self.use.used |= usable > 0
         for id in inbox.arrivals if self.local else ():
             self.roster.members[id].own = number
 
@@ -223,7 +248,7 @@ class Coordinator:
     ) -> tuple[Row, dict[str, dict[str, float]]]:
         """The global model's, and each client's own model on its own held-out rows (one that fails
         has none). The server scores its model while the clients score theirs."""
-        self.observer.phase(number, "evaluate", len(clients))
+        self.observer.phase(number, "evaluate", len(clients))  # none under central privacy
         round = self._at(number, "evaluate")
         scores = {}
         threads = (torch.get_num_threads(),)  # which torch counts thread by thread
@@ -232,7 +257,8 @@ class Coordinator:
             for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
                 if reply.parcel:
                     scores[reply.client] = dict(reply.parcel.metrics)
-                self.observer.client(number, "evaluate", reply.client, None, reply.reason or None)
+                reason = reply.reason or None
+                self.about_clients.client(number, "evaluate", reply.client, None, reason)
             with profile.span("evaluate"):
                 found = own.result()
         scores = {c: scores[c] for c in sorted(scores)}
@@ -242,32 +268,19 @@ class Coordinator:
             found |= {name: mean(scores, key, alike) for name, key in known.items()}
         return found, scores
 
-    @profile.timed("checkpoint")
-    def _keep_updates(self, phase: Phase, inbox: Inbox, aside: Path) -> None:
-        """Everything sent and received, to check the method by hand."""
-        weights = inbox.weights()
-        for id, sent in phase.sent.items():
-            save(sent.view, aside / f"sent-{quote(id, safe=' ')}.safetensors")
-        for id, arrival in inbox.arrivals.items():
-            assert arrival.path  # as each has one where updates are kept
-            client = arrival.client
-            facts = {"weight": weights[id], "rank": client.rank, "scale": client.scale}
-            metadata = {"client": id} | {k: str(v) for k, v in facts.items()}
-            path = aside / f"update-{quote(id, safe=' ')}.safetensors"
-            save(load_file(arrival.path), path, metadata)
-
     def _spent(self) -> Row:
         """ε and δ so far for the round's row: the server's, or those of the client that spent most;
         nothing in a run without privacy."""
         if self.central:
             return self.central.spent()
-        return largest(self.roster) if self.config.privacy.on else {}
+        return largest(self.roster, self.config) if self.config.privacy.on else {}
 
     def _commit(self, number: int, rows: list[Row], aside: Path) -> None:
-        memory = {"roster": self.roster.dump()}
+        memory = {"roster": self.roster.dump(), **self.use.dump()}
+        rows = [withheld(row) for row in rows] if self.discreet else rows
         checkpoint = Checkpoint(number, self.state, memory, rows)
         with profile.span("checkpoint"):
-            self.run.commit(checkpoint, aside, self.config.run.keep)
+            self.run.commit(checkpoint, aside, self.config.run.keep, self.discreet)
         self.observer.round(rows[0])
         self.tracking.rows(rows)
         profile.mark(number)

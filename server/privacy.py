@@ -1,9 +1,8 @@
-"""Privacy as the server sees it: what clients say they spent, and central noise of its own."""
+"""Central privacy: the server's own noise, and who is drawn."""
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 
 from safetensors import SafetensorError
 
@@ -20,45 +19,9 @@ from fedlora.runs import Row, RunDir, save, saved
 from fedlora.strategy import Round
 from fedlora.tensors import Tensors, select
 from fedlora.views import fingerprint, manifest
-from server.roster import Member, Roster
+from server.roster import Roster
 
-BUDGET = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps")
-STATISTICS = ("clipped", "gradient_norm")
 KEPT = ("sampled.json", "noised.safetensors")  # of central privacy, in the run directory
-
-
-def note(member: Member, metrics: Mapping[str, float]) -> None:
-    """Remember what a client said of its budget, whether its update is used or not; what makes no
-    sense is passed over. ε may be infinite."""
-    said = {k: metrics.get(k, math.nan) for k in BUDGET}
-    if said["epsilon"] >= 0 and all(math.isfinite(said[k]) for k in BUDGET[1:]):
-        member.spent = said
-
-
-def told(member: Member, metrics: Mapping[str, float]) -> Row:
-    """A client's fields in a round's metrics: its budget so far, and the round's statistics. Empty
-    for a client that never trained privately."""
-    if not member.spent:
-        return {}
-    known = {**member.spent, **{k: metrics.get(k) for k in STATISTICS}}
-    row = {k: v if v is None or math.isfinite(v) else None for k, v in known.items()}
-    return row | {"steps": int(member.spent["steps"])}
-
-
-def history(member: Member) -> list[float]:
-    """σ, q and steps as a client said them last, for one that lost its own account; else empty."""
-    keys = ("noise_multiplier", "sample_rate", "steps")
-    return [member.spent[k] for k in keys] if member.spent else []
-
-
-def largest(roster: Roster) -> Row:
-    """ε and δ of the client that spent most so far."""
-    spent = [m.spent for m in roster.members.values() if m.spent]
-    if not spent:
-        return {"epsilon": 0.0, "delta": None}
-    most = max(spent, key=lambda s: s["epsilon"])
-    finite = math.isfinite(most["epsilon"])
-    return {"epsilon": most["epsilon"] if finite else None, "delta": most["delta"]}
 
 
 class Central:

@@ -14,7 +14,7 @@ def promise(rows: Sequence[report.Row], privacy: Mapping[str, Any]) -> list[str]
         return []
     epsilon, delta = (rounds[-1].get(key) for key in ("epsilon", "delta"))
     bound = "ε is unknown or infinite" if epsilon is None else f"ε ≤ {report.spent(epsilon)}"
-    at = "" if delta is None else f" at δ = {delta:.1e}"
+    at = "" if delta is None else f" at δ = {report.upward(delta)}"
     by = f"{str(privacy['accountant']).upper()} accountant"
     if privacy["mode"] == "central":
         protects = "user-level, noise at the server"

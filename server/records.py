@@ -29,6 +29,15 @@ def round_row(number: int, traffic: Traffic, seconds: float, **found: object) ->
     }
 
 
+WITHHELD = ("bytes_up", "bytes_down", "clients", "failed", "dropped", "seconds")
+
+
+def withheld(row: Row) -> Row:
+    """A round's row without all that tells who took part in it, or how many: under central privacy
+    that is a secret, on which the bound rests."""
+    return {k: v for k, v in row.items() if k not in WITHHELD}
+
+
 def client_rows(
     number: int,
     examples: Mapping[str, int],

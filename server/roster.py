@@ -6,13 +6,16 @@ from typing import Any
 
 from fedlora.strategy import Client
 from fedlora.views import Manifest, fingerprint
+from server.identity import Claim
 
 
 @dataclass
 class Member:
     """One client. `index` counts clients as they joined; `tag` and `manifest` are the view that it
     acknowledged last; `own` is the round of its last accepted training, of which it uses what it
-    kept; `spent` is what it said last of its privacy budget."""
+    kept; `spent` is what it said last of its privacy budget and `unheard` in how many rounds since
+    it was asked to train and said nothing of it; `holder` and `proof` are whose id this is, as
+    `server.identity` knows it."""
 
     index: int
     examples: int
@@ -21,7 +24,14 @@ class Member:
     tag: str = ""
     manifest: Manifest = field(default_factory=dict)
     own: int = 0
-    spent: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float | None] = field(default_factory=dict)
+    unheard: int = 0
+    holder: str = ""
+    proof: str = ""
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.holder, self.proof)
 
     def as_client(self, id: str) -> Client:
         return Client(id, self.rank, self.scale, self.examples)

@@ -7,18 +7,19 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedlora import guard
-from fedlora.errors import MethodError
 from fedlora.orders import Order
 from fedlora.privacy.plan import participations
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
 from fedlora.tensors import Tensors, nbytes, part_of
+from fedlora.untrusted import plain
 from fedlora.views import Digests, Manifest, difference, fingerprint, manifest
 from fedlora.wire import Arrays, Parcel, encode
 from server.exchange import Exchange, message
-from server.privacy import history
+from server.metrics import sane
 from server.roster import Member, Roster
+from server.spending import history
 
 
 @dataclass
@@ -46,10 +47,14 @@ class Traffic:
 
 @dataclass
 class Reply:
+    """What a client answered. Metrics are possible ones, and a reason is one line of printable
+    text, whatever it sent; `status` is its own word for why there is no parcel, if it has one."""
+
     client: str
     parcel: Parcel | None
     reason: str = ""
     malformed: bool = False
+    status: str = ""
 
 
 class Phase:
@@ -79,13 +84,14 @@ class Phase:
     ) -> Iterator[Reply]:
         """Send the orders, as many at once as the grid has room for; the replies, and further
         orders, are waited for as they are asked for, so that the server can work in between."""
-        exchange, arrays = Exchange(self.grid, self.config.run.deadline), Arrays()
+        deadline, discreet = self.config.run.deadline, self.config.privacy.central
+        exchange, arrays = Exchange(self.grid, deadline, discreet), Arrays()
 
         def make(client: str) -> Message:
             parcel = self._order(client, state, round, server_rows)
             self.traffic.sent(client, nbytes(parcel.tensors))
-            node, ttl = self.roster.nodes[client], self.config.run.deadline
-            return message(parcel, node, round.purpose, str(round.number), ttl, arrays)
+            node = self.roster.nodes[client]
+            return message(parcel, node, round.purpose, str(round.number), deadline, arrays)
 
         names = {self.roster.nodes[c]: c for c in clients}
         exchange.push(make(client) for client in clients)
@@ -116,10 +122,9 @@ class Phase:
                 resent[client] = resent.get(client, 0) + 1
                 self._forget(client, facts)
                 again(client)
-            elif facts.get("status") == "wrong":
-                raise MethodError(f"client {client}: {facts.get('reason')}")
             elif facts.get("status") != "ok":
-                yield Reply(client, None, str(facts.get("reason")))
+                said = plain(facts.get("reason") or "it gives no reason")
+                yield Reply(client, None, said, status=plain(facts.get("status"), 20))
             elif (facts.get("experiment"), facts.get("round")) != (self.experiment, round.number):
                 yield Reply(client, None, "it answers another run or round", True)
             elif round.purpose == "evaluate" and answer.parcel.tensors:
@@ -128,6 +133,8 @@ class Phase:
                 member, sent = self.roster.members[client], self.sent[client]
                 member.tag, member.manifest = sent.tag, sent.manifest
                 self.traffic.received(client, answer.parcel.received)
+                known = sane(answer.parcel.metrics, member.examples, self.config.data.holdout)
+                answer.parcel.metrics = known
                 yield Reply(client, answer.parcel)
 
     def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:

@@ -7,6 +7,10 @@ from torch import Tensor
 
 from fedlora.tensors import Tensors
 
+# Far above any entry of an adapter or a gradient, and low enough that products of three factors and
+# sums of their squares stay finite in fp32: what is computed of accepted updates does not overflow.
+LARGEST = 1e6
+
 
 def fault(update: Tensors, expected: Tensors, norm_bound: float | None) -> str:
     """Why an update is not used, or "" where nothing is wrong with it.
@@ -18,20 +22,28 @@ def fault(update: Tensors, expected: Tensors, norm_bound: float | None) -> str:
     if update.keys() != expected.keys():
         odd = sorted(update.keys() ^ expected.keys())
         return f"its tensors are not those of the method: {', '.join(odd[:4])}"
+    high: dict[str, float] = {}
     for name, tensor in update.items():
         if tensor.shape != expected[name].shape:
             return f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        if not _finite(tensor):
+        largest = _largest(tensor)
+        if not math.isfinite(largest):
             return f"{name} is not finite"
+        high[name] = largest
     if norm_bound is not None and (norm := _change(update, expected)) > norm_bound:
         return f"the norm of its change is {norm:.4g}, above run.norm_bound = {norm_bound:g}"
+    name = max(high, key=high.__getitem__, default="")
+    if name and high[name] > LARGEST:
+        return f"{name} has an entry of {high[name]:.4g}, above {LARGEST:g}"
     return ""
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether every value is finite, mostly in one pass and with no temporary: a sum never becomes
-    finite again after an infinity or NaN. A sum of finite values may overflow: then each counts."""
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value, in one pass and with no temporary; NaN where there is one."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return max(-float(low), float(high))
 
 
 def _change(update: Tensors, expected: Tensors) -> float:

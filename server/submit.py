@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fedlora import settings
 from fedlora.config import Config
-from fedlora.errors import Stopped, UserError
+from fedlora.errors import Failed, Stopped, UserError
 from fedlora.progress import Observer
 from fedlora.runs import RunDir
 from fedlora.untrusted import LONG, plain
@@ -29,10 +29,6 @@ PATIENCE = 600.0  # seconds that a superlink may be away
 REREADS = 3  # readings of a finished run's log, in case its last lines were late
 LINE = 64 << 20  # characters of a line; the rest of a longer one is no event
 TAIL = 25  # lines that are no events, kept for when nothing else says what went wrong
-
-
-class Failed(Exception):
-    """The run was started, but did not come to its end or back; the message says why."""
 
 
 class Listener:

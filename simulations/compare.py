@@ -1,5 +1,6 @@
 """One contender of a comparison: what it is run with, and what is said of it."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ def rounds(method: str, run: RunDir) -> list[Row]:
 
 def result(method: str, rows: list[Row], config: Config, trained_parameters: int) -> Result:
     """The last round's scores and the whole run's cost."""
-    loss = rows[-1].get("test_loss")
+    loss, epsilon = rows[-1].get("test_loss"), rows[-1].get("epsilon")
     return Result(
         method=method,
         seed=config.run.seed,
@@ -84,11 +85,16 @@ def result(method: str, rows: list[Row], config: Config, trained_parameters: int
         test_loss=loss,
         perplexity=report.perplexity(loss) if config.model.task == "instruction" else None,
         trained_parameters=trained_parameters,
-        bytes_up=sum(r["bytes_up"] for r in rows),
-        bytes_down=sum(r["bytes_down"] for r in rows),
-        seconds=sum(r["seconds"] for r in rows),
-        epsilon=rows[-1].get("epsilon"),
+        bytes_up=_total(rows, "bytes_up"),
+        bytes_down=_total(rows, "bytes_down"),
+        seconds=_total(rows, "seconds"),
+        epsilon=math.inf if report.private(rows) and epsilon is None else epsilon,
     )
+
+
+def _total(rows: list[Row], key: str) -> Any:
+    """Over all rounds; None where it is withheld."""
+    return sum(r[key] for r in rows) if all(key in r for r in rows) else None
 
 
 def split(overrides: Tree, methods: Collection[str]) -> tuple[Tree, dict[str, Tree]]:

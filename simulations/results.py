@@ -42,9 +42,7 @@ def speaking(
     """
     resident, round = loaded(run, client, given)
     if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
-        roster = Roster()
-        roster.load(latest(run).memory["roster"])
-        known = ", ".join(sorted(roster.members)[:20])
+        known = ", ".join(sorted(_roster(run, latest(run)).members)[:20])
         raise UserError(
             f"{resident.config.strategy['name']} leaves {', '.join(sorted(own))} with each client, "
             f"so that the run has no whole global model: name a client with --client (of {known})"
@@ -62,8 +60,7 @@ def latest(run: RunDir) -> Checkpoint:
 
 def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str) -> None:
     """One client's own model, with the parts that stayed with it, into the resident adapter."""
-    roster = Roster()
-    roster.load(checkpoint.memory["roster"])
+    roster = _roster(run, checkpoint)
     if id not in roster.members:
         known = ", ".join(sorted(roster.members)[:20])
         raise UserError(f"the run has no client '{id}' (clients: {known})")
@@ -85,6 +82,18 @@ def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str
                 f"what stayed with client {id} is not in {run.path}: {e}; export it where it is"
             ) from None
     resident.load(tensors, member.scale)
+
+
+def _roster(run: RunDir, checkpoint: Checkpoint) -> Roster:
+    """Who took part. Raises UserError where that stayed on the server."""
+    if "roster" not in checkpoint.memory:
+        raise UserError(
+            f"who the clients are is not in {run.path}: under central privacy that stays on the "
+            "server"
+        )
+    roster = Roster()
+    roster.load(checkpoint.memory["roster"])
+    return roster
 
 
 def _round(resident: Resident) -> Round:

@@ -9,10 +9,9 @@ there early on is a whole comparison of fewer seeds. A run without its result is
 own configuration and last whole round, to the same bits.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -160,7 +159,7 @@ def carry_out(
                 found = compare.result(
                     one.method, compare.rounds(one.method, run), one.config, one.trained_parameters
                 )
-                files.write(run.path / "result.json", json.dumps(asdict(found)))
+                files.write(run.path / "result.json", found.dump())
                 write(folder, plan)
 
 
@@ -171,7 +170,7 @@ def results(folder: Path, plan: Plan) -> list[Result]:
         for method in plan.methods
         for seed in plan.seeds
     ]
-    return [Result(**json.loads(p.read_text("utf-8"))) for p in paths if p.is_file()]
+    return [Result.read(p.read_text("utf-8")) for p in paths if p.is_file()]
 
 
 def write(folder: Path, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedlora.errors import Stopped, UserError
+from fedlora.errors import Failed, Stopped, UserError
 from fedlora.untrusted import Log, block
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ Settings = Annotated[
 
 
 def main() -> None:
-    """Entry point: a person's mistake is one message and exit code 2."""
+    """Entry point: a person's mistake is one message and exit code 2, a run that failed 1."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,9 +35,9 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does without
     try:
         app()
-    except UserError as e:
+    except (UserError, Failed) as e:
         fail(e)
-        sys.exit(2)
+        sys.exit(1 if isinstance(e, Failed) else 2)
     except Stopped as e:
         print(block(str(e)), file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from fedlora.cli import Settings, app, split, watch
-from fedlora.errors import Stopped, UserError
+from fedlora.errors import Failed, Stopped, UserError
 from fedlora.untrusted import LONG, plain
 
 
@@ -55,6 +55,8 @@ def compare(
         raise Stopped(f"stopped; {go_on}") from None
     except UserError as e:
         raise UserError(f"{e}\nwhat was done is kept; {go_on}") from None
+    except Failed as e:
+        raise Failed(f"{e}\nwhat was done is kept; {go_on}") from None
     found = series.results(folder, plan)
     console = Console()
     for table in tables.cells(found):

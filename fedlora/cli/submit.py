@@ -26,7 +26,6 @@ def submit(
     from fedlora import settings
     from fedlora.progress import Progress
     from server.result import tell
-    from server.submit import Failed
     from server.submit import submit as start
     from strategies import load
 
@@ -34,10 +33,6 @@ def submit(
     if resume is not None:
         previous, tree = resumed(resume, tree)
     config, _ = settings.resolve(tree, load)
-    try:
-        with Progress(config.run.rounds, Console(), None) as observer:
-            run = start(config, to, observer, previous)
-    except Failed as e:
-        fail(e)
-        raise typer.Exit(1) from None
+    with Progress(config.run.rounds, Console(), None) as observer:
+        run = start(config, to, observer, previous)
     tell(run, Console())

@@ -66,7 +66,12 @@ def results(series: Sequence[Series]) -> Table:
         column(score_name(series) if key == "score" else head, field(key), _around(digits))
         if key == "test_loss" and instructed(series):
             column("perplexity", perplexity, _around(2))
-    column("ε", field("epsilon"), lambda spread: Cell(spent(spread.high)))
+    if any(map(private, series)):
+        found = [final(s, field("epsilon")) for s in series]
+        columns["ε"] = [
+            Cell(spent(e.high if e else None) if private(s) else DASH)
+            for s, e in zip(series, found, strict=True)
+        ]
     column("up", total("bytes_up"), lambda spread: Cell(amount(round(spread.mean))))
     column("down", total("bytes_down"), lambda spread: Cell(amount(round(spread.mean))))
     column("seconds", total("seconds"), _around(1))
@@ -79,6 +84,10 @@ def results(series: Sequence[Series]) -> Table:
 def instructed(series: Sequence[Series]) -> bool:
     """Whether these are language models, whose score is the share of right tokens."""
     return all(run.config["model.task"] == "instruction" for s in series for run in s.runs)
+
+
+def private(series: Series) -> bool:
+    return any(report.private(run.rounds) for run in series.runs)
 
 
 def score_name(series: Sequence[Series]) -> str:
@@ -135,10 +144,15 @@ def runs(series: Sequence[Series]) -> Table:
 def _run(series: Series, run: Run) -> list[str]:
     missing = [t.kind for t in troubles(run)]
     seconds = sum(row.get("seconds") or 0 for row in run.rounds)
-    return [
+    begins = [
         series.label,
         show(run.config["run.seed"]),
         f"{run.last} of {run.config['run.rounds']}",
+    ]
+    if report.withheld(run.rounds):
+        return [*begins, *[report.WITHHELD] * 4]
+    return [
+        *begins,
         str(len({row["client"] for row in run.clients})),
         str(missing.count("failed")),
         str(missing.count("dropped")),

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from fedlora.page import axes
 from fedlora.page.charts import Chart, Curve, chart
-from fedlora.page.facts import instructed, score_name
+from fedlora.page.facts import instructed, private, score_name
 from fedlora.page.series import DASH, Series
-from fedlora.page.statistics import Spread, against, curve, field, total
+from fedlora.page.statistics import Spread, against, curve, field, final, total
 from fedlora.report import number
 
 MB = 1e6
@@ -85,6 +85,7 @@ def _privacy(series: Sequence[Series]) -> Chart | None:
     ]
     if not curves:
         return None
+    unbounded = [s.label for s in series if private(s) and not final(s, field("epsilon"))]
     return chart(
         "privacy",
         f"{score_name(series).capitalize()} by privacy spent",
@@ -92,6 +93,7 @@ def _privacy(series: Sequence[Series]) -> Chart | None:
         axes.from_zero(p.x for c in curves for p in c.points),
         _ordinate(curves),
         abscissa="ε",
+        note=f"In the end there is no bound on ε of {', '.join(unbounded)}." if unbounded else "",
     )
 
 

@@ -69,9 +69,11 @@ def field(key: str) -> Callable[[Run], ByRound]:
 
 
 def total(*keys: str) -> Callable[[Run], ByRound]:
-    """Fields of the rounds' rows, added up until each round's end."""
+    """Fields of the rounds' rows, added up until each round's end; nothing if one is withheld."""
 
     def of(run: Run) -> ByRound:
+        if any(key not in row for row in run.rounds for key in keys):
+            return {}
         so_far, sums = 0.0, {}
         for row in run.rounds:
             so_far += sum(row.get(key) or 0 for key in keys)

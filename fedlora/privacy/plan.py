@@ -35,6 +35,11 @@ def check(config: Config, strategy: Strategy) -> None:
             f"run.wire = {config.run.wire} rounds updates after they were clipped: with "
             "privacy.mode = central use run.wire = fp32"
         )
+    if privacy.central and config.run.keep == "updates":
+        raise UserError(
+            "run.keep = updates would keep clients' updates as they came, which privacy.mode = "
+            "central protects and hands to nobody: use run.keep = latest or all"
+        )
     if privacy.engine == "hooks" and config.adapter.kind == "vera":
         raise UserError(
             "privacy.engine = hooks cannot make gradients of VeRA's vectors row by row: use "

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param
 
 from fedlora.tracking import tracker
 
-TAG = "fedlora.experiment"
+TAG, LAST = "fedlora.experiment", "fedlora.round"
 LETTERS = 250  # of a name
 BATCH = {"metrics": 1000, "params": 100}  # as many as one request may have
 # By default a server that is away is tried for minutes, in which the run would stand still.
@@ -29,15 +29,13 @@ class Tracker(tracker.Tracker):
         found = self.client.search_runs([experiment], f"tags.`{TAG}` = '{facts.id}'")
         self.run = found[0].info.run_id if found else self._create(experiment, facts)
         self.client.update_run(self.run, status="RUNNING")
-        # Every round has this number.
-        history = self.client.get_metric_history(self.run, "round/seconds")
-        self.last = max((metric.step for metric in history), default=-1)
+        self.last = int(self.client.get_run(self.run).data.tags.get(LAST, -1))
 
     def log(self, round: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [Metric(_name(k), float(v), now, round) for k, v in values.items()]
-        # The round's own come first here and last there: it counts as given once all arrived.
-        self._batches("metrics", metrics[::-1])
+        self._batches("metrics", metrics)
+        self.client.set_tag(self.run, LAST, str(round))  # it counts as given once all arrived
 
     def close(self, done: bool) -> None:
         self.client.set_terminated(self.run, "FINISHED" if done else "FAILED")

@@ -2,6 +2,7 @@
 
 Names are those of the rows. Beside them only what follows from them: `round/perplexity`, which is
 exp(test_loss), and the bytes since the start, `round/bytes_up_total` and `round/bytes_down_total`.
+An ε that has no bound, being infinite or unknown, is infinite here.
 """
 
 import math
@@ -50,14 +51,21 @@ class Series:
         if _known(row.get("test_loss")) and row["test_loss"] < 100:  # e¹⁰⁰ tells nobody anything
             values["round/perplexity"] = math.exp(row["test_loss"])
         for key in BYTES:
-            self.total[key] += row[key]
-            values[f"round/{key}_total"] = self.total[key]
-        return values
+            if key in row:  # else it is withheld
+                self.total[key] += row[key]
+                values[f"round/{key}_total"] = self.total[key]
+        return values | ({"round/epsilon": math.inf} if _unbounded(row) else {})
 
 
 def _client(row: Row) -> dict[str, float]:
     name = plain(row["client"], LETTERS)  # a part of names in other people's tools
-    return {f"{k}/{name}": row[k] for k in CLIENT if _known(row.get(k))}
+    values = {f"{k}/{name}": row[k] for k in CLIENT if _known(row.get(k))}
+    return values | ({f"epsilon/{name}": math.inf} if _unbounded(row) else {})
+
+
+def _unbounded(row: Row) -> bool:
+    """Whether this is a private run's and there is no bound on its ε."""
+    return row.get("epsilon", 0.0) is None
 
 
 def _known(value: object) -> bool:

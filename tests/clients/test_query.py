@@ -4,16 +4,18 @@ Shapes: G (m, n) the loss's gradient at W0 summed over rows; Fed-SB's start is
 −η sign(Σ G) = U S Vᵀ, B = U_r, R = S_r / s, A = V_rᵀ.
 """
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from clients.query import gradients
-from fedlora import estimate
+from fedlora import estimate, wire
 from fedlora.errors import UserError
 from fedlora.tensors import modules
 from fedlora.wire import Parcel
-from tests.federation import federate, meddled
+from tests.federation import Meddler, federate, meddled
 
 FEDSB = {"adapter__rank": 4, "train__lr": 5e-3, "run__rounds": 1}
 
@@ -114,8 +116,20 @@ def test_a_client_refuses_where_the_run_does_not_allow_it(world, tmp_path):
         (lambda p: p.tensors.update({k: t.T for k, t in p.tensors.items()}), r"is \("),
     ],
 )
-def test_a_start_without_a_clients_gradients_ends_the_run(world, tmp_path, change, reason):
-    """It names the client: a first state of fewer would be another one."""
+def test_a_start_without_a_clients_gradients_is_that_of_the_others(world, tmp_path, change, reason):
+    """A note names the client; where nobody gives any there is no first state."""
     grid = meddled("query.gradients", 2, change, round=0)
-    with pytest.raises(UserError, match=f"client films gave no gradients.*{reason}"):
-        federate(world, tmp_path, "fedsb", grid=grid, strategy__init="clients", **FEDSB)
+    ran = federate(world, tmp_path, "fedsb", grid=grid, strategy__init="clients", **FEDSB)
+    (note,) = [n for n in ran.watch.notes if "films" in n]
+    assert re.search(f"gave no gradients.*{reason}", note)
+
+    def all_of_them(reply):
+        if reply.metadata.message_type == "query.gradients":
+            parcel = wire.unpack(reply.content)
+            change(parcel)
+            reply.content = wire.pack(parcel)
+        return reply
+
+    given = {"grid": Meddler(all_of_them), "strategy__init": "clients", **FEDSB}
+    with pytest.raises(UserError, match=f"no client gave gradients.*films: .*{reason}"):
+        federate(world, tmp_path / "none", "fedsb", **given)

@@ -1,16 +1,16 @@
 """`fedlora submit` on the command line: mistakes are found here, before anything is asked."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fedlora.cli import app
-from fedlora.errors import UserError
+from fedlora.cli import app, main
+from fedlora.errors import Failed, UserError
 from fedlora.runs import RunDir
 from server import submit as submitting
 from server.flower import Connection
-from server.submit import Failed
 
 runner = CliRunner()
 
@@ -65,12 +65,16 @@ def test_data_of_the_server_need_not_be_here(home: Path, monkeypatch: pytest.Mon
     assert str(error) == "not today" and "/far/model" in names[0]
 
 
-def test_a_failed_run_exits_with_1(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_exits_with_1(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run that failed is no mistake of the person's (2) and no success (0)."""
 
     def fails(*given: object) -> RunDir:
         raise Failed("the run failed: [why]")
 
     monkeypatch.setattr(submitting, "submit", fails)
-    done = runner.invoke(app, ["submit", "--to", "near"])
-    assert done.exit_code == 1 and "error: the run failed: [why]" in done.output
+    monkeypatch.setattr(sys, "argv", ["fedlora", "submit", "--to", "near"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1 and "error: the run failed: [why]" in capsys.readouterr().err

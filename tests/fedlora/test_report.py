@@ -95,7 +95,15 @@ def test_rounds_table_shows_epsilon_in_place_of_a_loss_nobody_tells() -> None:
     rows = [*private(FOUR), round_row(6, epsilon=None, delta=None, loss=None)]
     body = [cells(line) for line in printed(report.rounds_table(rows)) if line.strip()]
     assert body[0] == ["round", "score", "personalised", "ε", "up", "down", "seconds"]
-    assert [line[3] for line in body[2:]] == ["0.00", "1.90", "2.30", "2.60", "2.80", "2.99", "–"]
+    assert [line[3] for line in body[2:]] == [
+        "0.00",
+        "1.90",
+        "2.30",
+        "2.60",
+        "2.80",
+        "2.99",
+        "no bound",
+    ]
     assert "loss" in printed(report.rounds_table([*rows, round_row(7, epsilon=3.0)]))[1]
 
 

@@ -7,7 +7,8 @@ import fedlora
 from fedlora import wire
 from fedlora.errors import UserError
 from fedlora.wire import Parcel
-from server.greeting import Greeter
+from server.greeting import Greeter, New
+from server.identity import Claim
 from server.roster import Member, Roster
 from tests.federation import Meddler, Watch, federate, meddled
 
@@ -102,6 +103,7 @@ class Nodes:
             m.metadata.__dict__["_message_id"] = id
             node = m.metadata.dst_node_id
             facts = {"status": "ok", "client": self.clients[node], "examples": 7, "rank": 0}
+            facts["proof"] = self.clients[node] * 32  # of the owner's disk, whatever the node
             content = wire.pack(Parcel({**facts, **self.inner}))
             error = Error(5, "gone for a moment")
             replies.append(
@@ -116,7 +118,7 @@ def nodes(world, tmp_path):
     """A greeter, and the grid that it looks at."""
     resident = federate(world, tmp_path, "fedit", run__rounds=1).resident
     grid = Nodes({**resident.identity, "version": fedlora.__version__}, {1: "a", 2: "b"})
-    return Greeter(grid, resident, Roster(), Watch()), grid
+    return Greeter(grid, resident, Roster(), Watch(), "run"), grid
 
 
 def test_everyone_is_asked_once(nodes):
@@ -172,7 +174,7 @@ def test_who_was_lost_is_asked_again_while_the_run_waits(world, tmp_path):
             return super().get_node_ids()
 
     grid = Back({**resident.identity, "version": fedlora.__version__}, {1: "a", 2: "b"})
-    greeter = Greeter(grid, resident, Roster(), Watch())
+    greeter = Greeter(grid, resident, Roster(), Watch(), "run")
     greeter.greet()
     assert greeter.roster.present() == ["a", "b"]
     assert grid.asked == [1, 2, 2]
@@ -225,7 +227,7 @@ def test_round_1_waits_for_enough_clients_and_counts_them_by_name(world, tmp_pat
             return present
 
     grid = Coming({**resident.identity, "version": fedlora.__version__}, {1: "b"})
-    greeter = Greeter(grid, resident, Roster(), Watch())
+    greeter = Greeter(grid, resident, Roster(), Watch(), "run")
     greeter.greet()
     assert {id: m.index for id, m in greeter.roster.members.items()} == {"a": 0, "b": 1}
     assert greeter.observer.notes == ["waiting for 2 clients: 1 can take part so far"]
@@ -234,6 +236,7 @@ def test_round_1_waits_for_enough_clients_and_counts_them_by_name(world, tmp_pat
 def test_who_goes_before_round_1_is_no_member(nodes):
     """Only those that are there when it begins."""
     greeter, _ = nodes
-    greeter.roster.nodes, greeter._new = {"gone": 8}, {"gone": {"examples": 1, "rank": 0}}
+    new = New({"examples": 1, "rank": 0}, Claim("node 8"))
+    greeter.roster.nodes, greeter._new = {"gone": 8}, {"gone": new}
     greeter.greet()
     assert list(greeter.roster.members) == ["a", "b"]

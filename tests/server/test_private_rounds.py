@@ -10,8 +10,9 @@ import torch
 
 from clients import app as client_app
 from fedlora import wire
+from fedlora.errors import Failed
 from fedlora.privacy.accounting import epsilon
-from tests.federation import Crash, Meddler, Ran, World, crash_at, federate, meddled, same
+from tests.federation import Crash, Meddler, Ran, Watch, World, crash_at, federate, meddled, same
 
 PRIVATE = {
     "run__rounds": 3,
@@ -219,8 +220,10 @@ def test_a_failure_does_not_quote_rows(
 
     monkeypatch.setattr("clients.participant._assemble", stumble)
     given = {**PRIVATE, "run__rounds": 1} if private else {"run__rounds": 1}
-    ran = federate(world, tmp_path, "fedit", **given)
-    reasons = list(ran.row(1)["failed"].values())
+    watch = Watch()
+    with pytest.raises(Failed):
+        federate(world, tmp_path, "fedit", watch=watch, **given)
+    reasons = [why for _, _, _, why in watch.reasons]
     assert len(reasons) == 3 and all("ValueError" in r for r in reasons)
     assert all(("Smith" in r) != private for r in reasons)
 
@@ -229,12 +232,16 @@ def test_a_failure_does_not_quote_rows(
 def test_a_senseless_account_stops_nobody(
     world: World, tmp_path: Path, said: dict[str, float | None]
 ) -> None:
-    """A client that tells no budget, or an impossible one, is remembered by what it said before."""
+    """A client that tells no budget, or an impossible one, is remembered by what it said before;
+    but on its ε, and with that on the run's, there is no bound until it tells it again."""
 
     def lie(parcel):
         parcel.metrics.update(said)
         parcel.metrics = {k: v for k, v in parcel.metrics.items() if v is not None}
 
     ran = federate(world, tmp_path, "fedit", grid=meddled("train", 1, lie), **PRIVATE)
-    assert ran.row(2, "books")["steps"] == 3 and ran.row(3, "books")["steps"] == 9
+    steps = 6 if "epsilon" in said else 3  # what it says of the rest is believed
+    assert ran.row(2, "books")["steps"] == steps and ran.row(3, "books")["steps"] == 9
     assert ran.row(2)["clients"] == 3
+    assert ran.row(2, "books")["epsilon"] is ran.row(2)["epsilon"] is None
+    assert 3.9 < ran.row(3)["epsilon"] <= 4

@@ -8,7 +8,7 @@ from fedlora.tensors import select
 from fedlora.training import train
 from server.base import ServerBase
 from server.roster import Roster
-from tests.federation import federate, kept, same
+from tests.federation import Watch, federate, kept, same
 
 
 @pytest.mark.parametrize(("method", "shared"), [("fedit", {"A", "B", "head"}), ("fedsa", {"A"})])
@@ -52,5 +52,5 @@ def test_a_first_state_is_told_the_first_steps_rate(world, tmp_path):
         train = ran.config.train.model_copy(update={"warmup": warmup})
         config = ran.config.model_copy(update={"train": train})
         resident = Resident(config, ran.strategy)
-        base = ServerBase(resident, None, Roster())
+        base = ServerBase(resident, None, Roster(), Watch())
         assert base.learning_rate == pytest.approx(rate)

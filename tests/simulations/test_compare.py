@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -54,14 +55,14 @@ def test_a_client_that_cannot_train_privately_is_found_before_anything_trains() 
 
 
 def test_a_result_has_what_the_run_spent() -> None:
-    """ε is the last round's, as it covers the whole run; null or absent stays unknown. So is the
-    loss, of which a language model has a perplexity."""
+    """ε is the last round's, as it covers the whole run; null is no bound, absent is not private.
+    Loss is the last round's too, of which a language model has a perplexity."""
     config, _ = compare.resolved("fedit", {}, 3, "x", FOUR)
     rows = [round_row(0, epsilon=0.0), round_row(1, epsilon=1.5), round_row(2, epsilon=2.0)]
     found = compare.result("fedit", rows, config, 7)
     assert (found.epsilon, found.seed, found.trained_parameters) == (2.0, 3, 7)
     rows[-1]["epsilon"] = None
-    assert compare.result("fedit", rows, config, 7).epsilon is None
+    assert compare.result("fedit", rows, config, 7).epsilon == math.inf
     found = compare.result("fedit", [round_row(0), round_row(1, test_loss=0.5)], config, 7)
     assert found.epsilon is None and found.bytes_up == 2 * 1_230_000
     assert found.test_loss == 0.5 and found.perplexity is None

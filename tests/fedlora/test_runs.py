@@ -166,3 +166,12 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch)
         save({"x.A": torch.zeros(2)}, path)
     assert list(tmp_path.iterdir()) == [path]
     assert torch.equal(load_file(path)["x.A"], torch.ones(2))
+
+
+def test_a_row_that_is_no_json_is_never_written(tmp_path):
+    """Python would write NaN and Infinity, which no other reader knows."""
+    run = committed(RunDir.create(config(tmp_path)), 0)
+    wrong = Checkpoint(1, {}, MEMORY, [{"kind": "round", "round": 1, "score": float("nan")}])
+    with pytest.raises(ValueError, match="JSON"), run.aside(1) as aside:
+        run.commit(wrong, aside, "all")
+    assert run.rounds() == [0] and metrics(run) == both(0)

@@ -27,10 +27,6 @@ from server.result import finish, tell
 app = ServerApp()
 
 
-class Failed(Exception):
-    """The run failed by no fault of its configuration."""
-
-
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The configuration is Flower's run-config. `submit.run` in it, the run directory's name, says
@@ -96,7 +92,7 @@ def _submitted(grid: Grid, flat: dict[str, Any], name: str, resume: bool) -> Non
 
 def _said(error: Exception) -> str:
     """One line."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, UserError | Failed) else f"{type(error).__name__}: "
     return plain(f"{kind}{error}", LONG)
 
 

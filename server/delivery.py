@@ -1,9 +1,9 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
 What stays on the server: what central privacy keeps and what it knows of clients, what simulated
-clients keep, what W&B uploads, all checkpoints but the latest, files that would make the whole larger
-than `LIMIT` or have names that are not taken. The configuration does not travel back: it is the
-submitter's own word.
+clients keep, what W&B uploads, all checkpoints but the latest, files that would make the whole
+larger than `LIMIT` or have names that are not taken. The configuration does not travel back: it is
+the submitter's own word.
 
 Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
 gives, by names that are written in one way only, and follows no link.

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedlora.cli import Settings, app, fail, resumed, tree_of
+from fedlora.cli import Settings, app, resumed, tree_of
 
 
 @app.command()

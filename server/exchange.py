@@ -43,8 +43,9 @@ def message(
     parcel: Parcel, node: int, kind: str, group: str, ttl: float, arrays: Arrays | None = None
 ) -> Message:
     """Something asked of a node. The superlink takes an answer for a node's own where it names the
-    message, by a digest of it: a fact that nobody else knows keeps other nodes from guessing it."""
-    facts = {**parcel.facts, "nonce": secrets.token_hex(16)}
+    message, by a digest of it: a fact that nobody else knows keeps other nodes from guessing it, of
+    40 bits, as each guess is a request and an order is soon answered."""
+    facts = {**parcel.facts, "id": secrets.token_bytes(5)}
     content = wire.pack(replace(parcel, facts=facts), arrays)
     return Message(content, node, kind, group_id=group, ttl=ttl)
 

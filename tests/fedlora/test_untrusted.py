@@ -14,21 +14,23 @@ ANYTHING = some.one_of(
 @given(ANYTHING, some.integers(1, 50))
 def test_a_line_is_printable_and_short(text: object, most: int) -> None:
     line = plain(text, most)
-    assert len(line) <= most and line.isprintable() and line == line.strip()
+    assert len(line) <= most and line.isprintable()
     assert plain(line, most) == line
 
 
 def test_what_is_harmless_stays() -> None:
     """Letters of any script too."""
     assert plain("Größe: 3 × 4, 数据") == "Größe: 3 × 4, 数据"
-    assert plain("a\r\n\tb\u2028c") == "a b c"
-    assert plain("\x1b[2J\u202eabc\x00") == "?[2J?abc?"
+    assert plain("a\n\tb\u2028c") == "a  b c"
+    assert plain("\x1b[2J\u202eabc\x00") == r"\x1b[2J\u202eabc\x00"
     assert plain("x" * 1000, 10) == "x" * 9 + "…"
     assert plain(b"rows") == "(bytes in place of a text)"
     assert plain(ValueError("no")) == "no"
 
 
-@pytest.mark.parametrize("text", ["", " a", "a\n", "\u202ea", "a" * 129, "\x00", 3, None, b"a", []])
+@pytest.mark.parametrize(
+    "text", ["", " a", "a\n", "\u202ea", "a\u3164", "a" * 129, "\x00", 3, None, b"a", []]
+)
 def test_what_is_no_name(text: object) -> None:
     assert not named(text)
     assert named("films") and named("Größe 3") and named("../../x") and named("a" * 128)

@@ -41,7 +41,6 @@ def test_one_client_moves_the_sum_by_its_clip(world: World, tmp_path: Path, meth
     turned = federate(
         world, tmp_path / "b", method, grid=meddled("train", 1, blow_up, 1), **CENTRAL
     )
-    assert as_it_was.row(1)["clients"] == turned.row(1)["clients"] == CLIENTS
     one, other = as_it_was.state(1), turned.state(1)
     apart = math.hypot(*(float((t.double() - other[k].double()).norm()) for k, t in one.items()))
     assert 0 < CLIENTS * apart <= 2 * CLIP * (1 + 1e-4)

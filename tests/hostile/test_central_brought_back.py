@@ -3,6 +3,7 @@ part in a round, or how many, nor any update before its noise."""
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,10 @@ def test_no_file_that_is_brought_back_does(
         for word in (b"holder", b"manifest", b"bytes_up", b"bytes_down", b"clients/"):
             assert word not in data, (name, word)
     incoming = Incoming(tmp_path)
+    incoming.expect({name: vars(about) for name, about in chosen.items()}, [])
     for part in parts(ran.run.path, chosen):
         incoming.accept(**part)
+    shutil.copy(ran.run.path / "config.toml", tmp_path)  # the submitter's own
     brought = RunDir(tmp_path)
     assert latest(brought).round == 2 and latest(brought).memory == {}
     assert speaking(brought, None)[1] == 2

@@ -33,10 +33,10 @@ from fedlora.runs import RunDir
 
 commit = RunDir.commit
 
-def killed(run, checkpoint, aside, keep):
+def killed(run, checkpoint, aside, *settings):
     if run.path.name == "fedsb-seed0" and checkpoint.round == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    commit(run, checkpoint, aside, keep)
+    commit(run, checkpoint, aside, *settings)
 
 RunDir.commit = killed
 cli.main()

@@ -47,7 +47,6 @@ class Resident:
         self.config = settled(config, self.node.device)
         self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
-        self.rows_digest = lru_cache(maxsize=512)(self._rows_digest)
 
     @property
     def hides(self) -> bool:
@@ -193,11 +192,6 @@ class Resident:
             f"{cut:,} of {rows:,} rows are longer than data.max_length = {self.task.max_length} "
             f"tokens and lose their ends{lost}"
         )
-
-    def _rows_digest(self, client: str, split: str) -> str:
-        """SHA-256 of a client's 'train' or 'heldout' rows."""
-        rows = getattr(self.federation, split)(client)[:]
-        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def division(self, client: str) -> str:
         """SHA-256 of a client's rows and of which it trains on, without their labels: which of

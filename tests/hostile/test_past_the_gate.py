@@ -56,7 +56,7 @@ def reached(
 
     def superlink(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        return httpx.Response(200, content=b"ok")
+        return httpx.Response(200, stream=httpx.ByteStream(b"ok"))
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}

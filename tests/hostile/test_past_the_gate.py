@@ -31,10 +31,24 @@ PIECES += [
     b"V1",
     b"\xc3\xa9",
 ]
+RIGHT = b"/v1/fleet/pull-messages"
+
+
+def spliced(at: int, length: int, piece: bytes) -> bytes:
+    """The right path with something else in the place of a part of it."""
+    return RIGHT[:at] + piece + RIGHT[at + length :]
+
+
 PATHS = st.one_of(
-    st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join),
+    st.builds(
+        spliced,
+        st.integers(0, len(RIGHT)),
+        st.integers(0, 3),
+        st.lists(st.sampled_from(PIECES), max_size=3).map(b"".join),
+    ),
+    st.lists(st.sampled_from(PIECES), max_size=6).map(lambda x: b"/" + b"/".join(x)),
     st.binary(max_size=40),
-    st.sampled_from([b"/v1/fleet/pull-messages", b"/v1/fleet/a", b"/health"]),
+    st.sampled_from([RIGHT, b"/v1/fleet/a", b"/health"]),
 )
 METHODS = st.sampled_from(["POST", "GET", "PUT", "CONNECT", "post", "OPTIONS", "POST /v1/fleet/x"])
 HEADERS = st.lists(

@@ -4,6 +4,7 @@
 
         delta       δ of the owner's budget, fixed when the first release is paid for
         spent       {experiment: {"train" or "heldout": [[σ, q, steps], …]}}
+        division    {experiment: digest of its rows and of which are held out}
         answered    {experiment: {"train", "evaluate" or "gradients …": answers}}
 
 It is written before anything is computed from what it allows (releases) or before the answer leaves
@@ -36,6 +37,7 @@ LEDGERS = {"train": "privacy.json", "heldout": "privacy-heldout.json"}
 class _Record:
     delta: float | None = None
     spent: dict[str, dict[str, History]] = field(default_factory=dict)
+    division: dict[str, str] = field(default_factory=dict)
     answered: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -47,26 +49,29 @@ class Account:
         self._root, self._client = root, plain(client)
         self.path = root / f"account-{self._client}.json"
 
-    def allow(self, experiment: str, kind: str) -> None:
-        """Raises Refused where no more answers of this kind are allowed, in this run or in all."""
+    def allow(self, experiment: str, *kinds: str) -> None:
+        """Raises Refused where no more answers of one of these kinds are allowed, in this run or in
+        all."""
         most, all_runs = self.owner.max_rounds, self.owner.max_total_rounds
         answered = self._read().answered
-        if answered.get(experiment, {}).get(kind, 0) >= most:
+        run = answered.get(experiment, {})
+        if max(run.get(kind, 0) for kind in kinds) >= most:
             raise Refused(
                 f"this node's owner allows {most} rounds of a run, and so many were answered: ask "
                 "the owner for another max-rounds"
             )
-        if sum(kinds.get(kind, 0) for kinds in answered.values()) >= all_runs:
+        if max(sum(x.get(kind, 0) for x in answered.values()) for kind in kinds) >= all_runs:
             raise Refused(
                 f"this node's owner allows {all_runs} rounds of all runs together, and so many "
                 "were answered: ask the owner for another max-total-rounds"
             )
 
-    def count(self, experiment: str, kind: str) -> None:
-        """One more answer."""
+    def count(self, experiment: str, *kinds: str) -> None:
+        """One more answer of each kind."""
         record = self._read()
-        kinds = record.answered.setdefault(experiment, {})
-        kinds[kind] = kinds.get(kind, 0) + 1
+        answered = record.answered.setdefault(experiment, {})
+        for kind in kinds:
+            answered[kind] = answered.get(kind, 0) + 1
         self._write(record)
 
     def delta(self, rows: int) -> float:
@@ -83,6 +88,18 @@ class Account:
                 "begin with new rows and a new state-dir"
             )
         return record.delta
+
+    def pin(self, experiment: str, division: str) -> None:
+        """A run keeps the rows, and their division, that it began with: another seed would hold out
+        what was trained on. Raises UserError where they changed."""
+        record = self._read()
+        if record.division.setdefault(experiment, division) != division:
+            raise UserError(
+                f"{self.path}: the rows of this client, or which of them are held out, are not "
+                "those that this run began with, so its account does not hold for them: put them "
+                "back, or start another run"
+            )
+        self._write(record)
 
     def spend(self, experiment: str, kind: str, step: Step, run: History, rows: int) -> None:
         """Write down a release: σ, q and steps. Raises Spent where that would take all runs
@@ -120,6 +137,7 @@ class Account:
             return _Record(
                 delta,
                 {run: {k: parsed(h) for k, h in kinds.items()} for run, kinds in spent},
+                {run: str(digest) for run, digest in data["division"].items()},
                 {run: {k: int(n) for k, n in kinds.items()} for run, kinds in answered},
             )
         except FileNotFoundError:
@@ -138,6 +156,6 @@ class Account:
         found = {}
         for run in sorted(self._root.glob("run-*")):
             folder = run / f"client-{self._client}"
-            held = {kind: Ledger(folder / name).history for kind, name in LEDGERS.items()}
+            held = {kind: Ledger(folder / name).spent for kind, name in LEDGERS.items()}
             found[run.name.removeprefix("run-")] = {k: h for k, h in held.items() if h}
         return found

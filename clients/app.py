@@ -13,7 +13,7 @@ from clients.excuse import excuse
 from clients.once import Work, once
 from clients.owner import flat, owner_of
 from clients.passes import Talk, conclude
-from clients.query import gradients, hello
+from clients.query import asked_for, gradients, hello
 from clients.store import Store
 from fedlora import settings, wire
 from fedlora.errors import UserError
@@ -88,12 +88,13 @@ def query_gradients(message: Message, context: Context) -> Message:
 def _gradients(context: Context, parcel: Parcel) -> Parcel:
     client, own = _allowed(context), resident(context)
     account, run = _account(context, client), str(context.run_id)
-    kind = f"gradients {parcel.facts.get('stage')} {list(parcel.facts['modules'])[:1]}"
+    modules, _, stage = asked_for(own, parcel)
+    kinds = [f"gradients {stage} {module}" for module in modules]
     if account:
-        account.allow(run, kind)
+        account.allow(run, *kinds)
     reply = gradients(own, client, parcel)
     if account:
-        account.count(run, kind)
+        account.count(run, *kinds)
     return reply
 
 
@@ -137,6 +138,8 @@ def _ordered(work: Work, message: Message, context: Context) -> Talk:
     parcel = wire.unpack(message.content)
     order = Order.read(parcel.facts)
     client = _allowed(context, order.round)
+    if order.purpose != message.metadata.message_type:
+        return answer("error", f"the order is to {order.purpose}, and its message is another's")
     if order.client != client:
         return answer("error", f"the order is for {order.client}, not for {client}")
     root = state_dir(context.node_config).expanduser()

@@ -201,6 +201,7 @@ class Owner(BaseModel):
         refusals.rows(self, config)
         refusals.place(self, config.model.name)
         refusals.template(self, config.model.chat_template)
+        refusals.targets(config)
         if self.epsilon is not None:
             refusals.private(self, config)
 

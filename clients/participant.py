@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,7 +35,7 @@ def train(
     """
     adapter, strategy = resident.adapter, resident.strategy
     try:
-        tensors = _assemble(store, order, parcel)
+        held, tensors = _assemble(store, order, parcel, resident.config.privacy.local)
     except Missing as e:
         return _stale(e)
     round, client = _round(resident, order), order.as_client()
@@ -60,7 +60,7 @@ def train(
         return answer("error", "training moved no weight")
     trained = {**tensors, **after}
     if kept := select(trained, stays(strategy) & adapter.parts):
-        store.keep_own(kept, order.round, order.own)
+        store.keep_own(kept, order.round, order.own, privacy.local)
 
     upload = guard.uploaded(strategy, trained, client, round, adapter.parts)
     if privacy.central:  # as the server does it too, to whatever comes
@@ -69,6 +69,7 @@ def train(
     reply = answer("ok", round=order.round, experiment=order.experiment)
     reply.tensors = encode(upload, round.wire, strategy.trained)
     reply.metrics = {} if privacy.central else metrics
+    held.keep(store, order, parcel)
     return reply
 
 
@@ -79,12 +80,13 @@ def evaluate(
 
     Under local privacy the first is noised and the second free: the model is private already."""
     try:
-        tensors = _assemble(store, order, parcel)
+        held, tensors = _assemble(store, order, parcel, resident.config.privacy.local)
     except Missing as e:
         return _stale(e)
     privacy = resident.config.privacy
     reply = answer("ok", round=order.round, experiment=order.experiment)
     if privacy.central:
+        held.keep(store, order, parcel)
         return reply
     member = _member(resident, order, tensors, "heldout")
     if len(member.encoded):
@@ -98,6 +100,7 @@ def evaluate(
         whole = yield Rate(replace(member, encoded=rows), "test")
         on_server = {"global": whole.score, "global_loss": whole.loss}
         reply.metrics |= {k: x for k, x in on_server.items() if math.isfinite(x)}
+    held.keep(store, order, parcel)
     return reply
 
 
@@ -120,8 +123,24 @@ def _member(resident: Resident, order: Order, tensors: Tensors, split: str) -> M
     )
 
 
-def _assemble(store: Store, order: Order, parcel: Parcel) -> Tensors:
-    """The client's adapter: the view that it is to hold, then the parts that are its own.
+@dataclass(frozen=True)
+class View:
+    """The view that the server's order makes of the one that is held. It is kept with the answer:
+    an order that comes to nothing leaves nothing."""
+
+    held: Tensors
+    view: Tensors
+
+    def keep(self, store: Store, order: Order, parcel: Parcel) -> None:
+        if order.basis and not parcel.tensors and self.view.keys() == self.held.keys():
+            store.keep_same_view(order.tag, order.basis)
+        else:
+            store.keep_view(self.view, order.tag, order.basis)
+
+
+def _assemble(store: Store, order: Order, parcel: Parcel, private: bool) -> tuple[View, Tensors]:
+    """The view that the client is to hold, and its adapter: that view, then the parts that are its
+    own.
 
     Raises Missing where its disk lacks what the server builds on."""
     held = store.view(order.basis) if order.basis else {}
@@ -131,12 +150,8 @@ def _assemble(store: Store, order: Order, parcel: Parcel) -> Tensors:
         raise Missing("view", f"the view {order.basis} lacks {e}") from None
     if views.fingerprint(views.manifest(view)) != order.fingerprint:
         raise Missing("view", f"the view built on {order.basis or 'nothing'} is not the server's")
-    own = store.own(order.own) if order.own else {}
-    if order.basis and not parcel.tensors and view.keys() == held.keys():
-        store.keep_same_view(order.tag, order.basis)
-    else:
-        store.keep_view(view, order.tag, order.basis)
-    return {**view, **own}
+    own = store.own(order.own, private) if order.own else {}
+    return View(held, view), {**view, **own}
 
 
 def _round(resident: Resident, order: Order) -> Round:

@@ -2,7 +2,6 @@
 
     <store>/privacy.json            what training has spent of the run's budget
     <store>/privacy-heldout.json    what scores have spent of the held-out rows' own
-    <store>/rows.txt                which rows those are, on a node
 
 Spending is on disk before anything is drawn from it, and is never rolled back. A release is made
 once: its secret is in memory alone, and what it gives is kept as the reply to its order. On a node
@@ -14,7 +13,6 @@ from collections.abc import Generator, Sequence
 from clients.account import LEDGERS, Account
 from clients.passes import Fit, Fitted, Noise
 from clients.store import Store
-from fedlora import files
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.orders import Order
@@ -55,7 +53,7 @@ def train(
         ledger.plan(made)
     mechanism = ledger.mechanism
     assert mechanism is not None
-    secret = _paid(resident, store, order, ledger, "train", steps, account)
+    secret = _paid(resident, order, ledger, "train", steps, account)
     fitted = yield Fit(member, trains, Noise(mechanism, secret))
     found = fitted.told
     assert isinstance(found, Private)
@@ -87,7 +85,7 @@ def score(
             return {}
         ledger.plan(mechanism)
     try:
-        secret = _paid(resident, store, order, ledger, "heldout", 1, account)
+        secret = _paid(resident, order, ledger, "heldout", 1, account)
     except Spent:
         return {}
     right = own.score * own.rows + mechanism.noise_multiplier * float(normals((), secret, "score"))
@@ -96,7 +94,6 @@ def score(
 
 def _paid(
     resident: Resident,
-    store: Store,
     order: Order,
     ledger: Ledger,
     kind: str,
@@ -108,7 +105,7 @@ def _paid(
     privacy, mechanism = resident.config.privacy, ledger.mechanism
     assert mechanism is not None
     if account:
-        _pin(resident, store, order.client)
+        account.pin(order.experiment, resident.division(order.client))
         afford(ledger, privacy, steps)  # else the account would pay for nothing
         step = (mechanism.noise_multiplier, mechanism.sample_rate, steps)
         account.spend(order.experiment, kind, step, ledger.history, _rows(resident, order.client))
@@ -146,18 +143,3 @@ def _between(value: float, low: int, high: int, name: str) -> int:
     if not (low <= value <= high and value == int(value)):
         raise UserError(f"the order's {name} = {value:g} is no number from {low} to {high}")
     return int(value)
-
-
-def _pin(resident: Resident, store: Store, client: str) -> None:
-    """A run keeps the rows, and their division, that it began with: another seed would hold out
-    what was trained on. Raises UserError where they changed."""
-    path, now = store.path / "rows.txt", resident.division(client)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, now, 0o600)
-    elif path.read_text("utf-8") != now:
-        raise UserError(
-            f"{path}: the rows of this client, or which of them are held out, are not those that "
-            "this run began with, so its account does not hold for them: put them back, or start "
-            "another run"
-        )

@@ -52,14 +52,25 @@ def gradients(resident: Resident, client: str, parcel: Parcel) -> Parcel:
         raise UserError("under [privacy] no gradients of rows leave a client")
     if resident.strategy.model_dump().get("init") not in ("clients", "sketch"):
         raise UserError("this run's configuration does not allow gradients to leave a client")
-    modules, rows = list(facts["modules"]), int(facts["rows"])
+    modules, rows, stage = asked_for(resident, parcel)
     grads = estimate.summed(resident, "train", client, modules, rows, parcel.tensors)
     reply = answer("ok")
     for module, g in grads.items():
-        if facts["stage"] == "range":
+        if stage == "range":
             seed, size = resident.config.run.seed, int(facts["size"])
             g = g @ estimate.test_matrix(seed, module, g.shape[1], size)
-        elif facts["stage"] == "project":
+        elif stage == "project":
             g = parcel.tensors[f"{module}.range"].mT @ g
         reply.tensors[module] = g
     return reply
+
+
+def asked_for(resident: Resident, parcel: Parcel) -> tuple[list[str], int, str]:
+    """(modules, rows, stage) of a question for gradients. Raises UserError where it is none."""
+    facts = parcel.facts
+    modules, rows, stage = facts.get("modules"), facts.get("rows"), facts.get("stage")
+    if not (isinstance(modules, list) and set(modules) <= resident.adapter.shapes.keys()):
+        raise UserError("a question for gradients names layers that this adapter does not have")
+    if not (type(rows) is int and rows > 0 and stage in ("sum", "range", "project")):
+        raise UserError("a question for gradients names a number of rows and a stage")
+    return modules, rows, stage

@@ -63,6 +63,16 @@ def template(owner: "Owner", asked: str | None) -> None:
         )
 
 
+def targets(config: "Config") -> None:
+    """Raises Refused where a run chooses layers by a pattern, whose search may never end."""
+    asked = config.adapter.target_modules
+    if isinstance(asked, str) and asked != "all-linear":
+        raise Refused(
+            "a node takes adapter.target_modules as a list of names, or 'all-linear'; the run asks "
+            "for a pattern. Name the layers."
+        )
+
+
 def private(owner: "Owner", config: "Config") -> None:
     """Raises Refused where a run is not as private as an owner's budget asks for."""
     if not config.privacy.local:

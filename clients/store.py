@@ -41,8 +41,16 @@ class Store:
     def view(self, tag: str) -> Tensors:
         return self._load(f"view-{plain(tag)}")
 
-    def own(self, round: int) -> Tensors:
-        return self._load(f"own-{round:04d}")
+    def own(self, round: int, private: bool = False) -> Tensors:
+        """The parts that are its own, of a round. What was trained without privacy is none of a
+        private run's, which might send it."""
+        try:
+            tensors, about = saved(self.path / f"own-{round:04d}.safetensors")
+        except (OSError, SafetensorError) as e:
+            raise Missing("own", f"own-{round:04d}: {e}") from None
+        if private and about.get("private") != "yes":
+            raise Missing("own", f"own-{round:04d} was trained without privacy")
+        return tensors
 
     def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
         self._keep("view-", view, plain(tag), plain(basis))
@@ -62,8 +70,9 @@ class Store:
         finally:
             aside.unlink(missing_ok=True)  # it is still there where both were one file before
 
-    def keep_own(self, own: Tensors, round: int, basis: int) -> None:
-        self._keep("own-", own, f"{round:04d}", f"{basis:04d}")
+    def keep_own(self, own: Tensors, round: int, basis: int, private: bool = False) -> None:
+        about = {"private": "yes" if private else "no"}
+        self._keep("own-", own, f"{round:04d}", f"{basis:04d}", about)
 
     @profile.timed("store")
     def keep_reply(self, purpose: str, order: str, reply: Parcel) -> None:
@@ -93,9 +102,16 @@ class Store:
             raise Missing(name.partition("-")[0], f"{name}: {e}") from None
 
     @profile.timed("store")
-    def _keep(self, kind: str, tensors: Tensors, tag: str, basis: str) -> None:
+    def _keep(
+        self,
+        kind: str,
+        tensors: Tensors,
+        tag: str,
+        basis: str,
+        about: dict[str, str] | None = None,
+    ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        save(tensors, self.path / f"{kind}{tag}.safetensors")
+        save(tensors, self.path / f"{kind}{tag}.safetensors", about)
         self._prune(kind, tag, basis)
 
     def _prune(self, kind: str, tag: str, basis: str) -> None:

@@ -21,7 +21,7 @@ class Privacy(Section):
     )
     noise_multiplier: PositiveFloat | None = Field(
         None,
-        allow_inf_nan=False,
+        le=1e6,
         description="σ, the noise's deviation over the clipping norm, where it is not to be "
         "solved; with epsilon too, that is where a client stops.",
     )
@@ -38,11 +38,12 @@ class Privacy(Section):
         "server too. central: a trusted server adds noise to the sum of clipped updates, which "
         "protects each client as a whole.",
     )
-    clip: PositiveFloat = Field(
+    clip: float = Field(
         1.0,
-        allow_inf_nan=False,
+        ge=1e-6,
+        le=1e6,
         description="C, the largest L2 norm of one row's gradient (central: of one client's "
-        "update).",
+        "update): far from where fp32's range ends, as clipping is computed in it.",
     )
     accountant: Literal["rdp", "prv"] = Field(
         "rdp", description="How ε is composed; prv is tighter and slower."

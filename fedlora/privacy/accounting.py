@@ -168,15 +168,24 @@ def _renyi(history: History, delta: float) -> float:
                 order, least = near[int(found.argmin())], found.min()
     if order == ORDERS[-1]:
         least = min(least, bounds(LARGE).min())
-    return max(0.0, float(least))
+    return max(0.0, float(least)) if least == least else math.inf
 
 
 @lru_cache(maxsize=4096)
 def _step(sigma: float, q: float, orders: tuple[float, ...]) -> np.ndarray:
-    """ρ of one step at every order, (orders,). Kept, as a client asks for the same each round."""
+    """ρ of one step at every order, (orders,); infinite where Opacus cannot compute it, as at some
+    orders where there is very much noise. Kept, as a client asks for the same each round."""
+    return np.asarray([_step_at(sigma, q, order) for order in orders])
+
+
+def _step_at(sigma: float, q: float, order: float) -> float:
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    return np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=orders))
+    try:
+        (rho,) = compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=[order])
+    except (ArithmeticError, ValueError):
+        return math.inf
+    return max(0.0, rho) if math.isfinite(rho) else math.inf
 
 
 def _bounds(rho: np.ndarray | float, orders: Sequence[float], delta: float) -> np.ndarray:

@@ -17,10 +17,15 @@ from fedlora.privacy.accounting import History, Mechanism, merged
 
 @dataclass(frozen=True)
 class _State:
-    """What the file holds."""
+    """What the file holds; `told` is what somebody else said of it."""
 
     mechanism: Mechanism | None = None
     history: History = field(default_factory=list)
+    told: History = field(default_factory=list)
+
+    @property
+    def all(self) -> History:
+        return merged(sorted([*self.told, *self.history]))
 
 
 class Ledger:
@@ -35,7 +40,12 @@ class Ledger:
 
     @property
     def history(self) -> History:
-        """(σ, q, steps) of everything spent, equal neighbours merged."""
+        """(σ, q, steps) of everything spent, equal neighbours merged, what was told included."""
+        return self._read().all
+
+    @property
+    def spent(self) -> History:
+        """The same without what was told: spent from this very file."""
         return self._read().history
 
     @property
@@ -68,16 +78,16 @@ class Ledger:
             _check(history)
         except ValueError as why:
             raise UserError(f"what was said to be spent of a privacy budget is not: {why}") from why
-        known, said = _totals(state.history), _totals(history)
+        known, said = _totals(state.all), _totals(history)
         missing = [(*pair, n - known.get(pair, 0)) for pair, n in said.items()]
         more = [entry for entry in missing if entry[2] > 0]
         if more:
-            self._write(replace(state, history=merged([*state.history, *more])))
+            self._write(replace(state, told=merged([*state.told, *more])))
 
     def after(self, steps: int) -> History:
         """The history as it would be after so many more steps of the plan."""
         state = self._read()
-        return merged([*state.history, _step(state, steps)])
+        return merged([*state.all, _step(state, steps)])
 
     def _read(self) -> _State:
         try:
@@ -92,7 +102,10 @@ class Ledger:
             raise _damaged(self.path, why) from why
 
     def _write(self, state: _State) -> None:
-        files.record(self.path, json.dumps(asdict(state)))
+        held = asdict(state)
+        if not state.told:
+            del held["told"]
+        files.record(self.path, json.dumps(held))
 
 
 def _step(state: _State, steps: int) -> tuple[float, float, int]:
@@ -121,9 +134,9 @@ def _check(history: Iterable[Sequence[float]]) -> None:
 def _parsed(text: str) -> _State:
     """Raises ValueError, KeyError, TypeError or AttributeError where the text is no ledger."""
     data = json.loads(text)
-    plan, history = data["mechanism"], parsed(data["history"])
+    plan, history, told = data["mechanism"], parsed(data["history"]), parsed(data.get("told", []))
     mechanism = Mechanism(**{k: float(v) for k, v in plan.items()}) if plan is not None else None
-    return _State(mechanism, history)
+    return _State(mechanism, history, told)
 
 
 def parsed(entries: Iterable[Sequence[float]]) -> History:

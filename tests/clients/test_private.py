@@ -16,7 +16,7 @@ from clients.store import Store
 from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.orders import Order
-from fedlora.privacy.accounting import epsilon
+from fedlora.privacy.accounting import Mechanism, epsilon
 from fedlora.privacy.budget import Spent
 from fedlora.privacy.ledger import Ledger
 from fedlora.resident import Node, Resident
@@ -104,6 +104,13 @@ def test_without_a_cap_runs_do_not_count_together(world: World, tmp_path: Path) 
         assert sum(steps for _, _, steps in histories(owned, ran)[0]) == 12
 
 
+def spent(path: Path, sigma: float, steps: int) -> None:
+    """Another run's ledger."""
+    ledger = Ledger(path)
+    ledger.plan(Mechanism(sigma, 0.1, 1e-5))
+    ledger.spend(steps)
+
+
 @pytest.fixture
 def capped(world: World, tmp_path: Path) -> tuple[Resident, Store, Account]:
     """A node's resident, its store in a run and its account, where another run is whole."""
@@ -112,7 +119,7 @@ def capped(world: World, tmp_path: Path) -> tuple[Resident, Store, Account]:
     file.write_text("".join(x + "\n" for x in lines if json.loads(x)["domain"] == "books"))
     made = resident(world, tmp_path)
     made.node = Node(str(file), "books")
-    Ledger(tmp_path / "run-other/client-books/privacy.json").adopt([(1.0, 0.1, 5)])
+    spent(tmp_path / "run-other/client-books/privacy.json", 1.0, 5)
     given = {"client": "books", "data": str(file), "epsilon": CAP, "state-dir": str(tmp_path)}
     return made, Store(tmp_path, "e", "books"), Account(tmp_path, Owner.read(given), "books")
 
@@ -136,7 +143,7 @@ def test_a_lost_account_is_made_of_the_runs_own_ledgers(
     """What other runs' ledgers hold counts, of this client alone; one that is damaged, or may not
     be read, stops the release."""
     account = capped[-1]
-    Ledger(account.path.parent / "run-other/client-films/privacy.json").adopt([(0.1, 1.0, 50)])
+    spent(account.path.parent / "run-other/client-films/privacy.json", 0.1, 50)
     release(*capped)
     kept = json.loads(account.path.read_text())["spent"]
     assert kept["other"] == {"train": [[1.0, 0.1, 5]]} and kept["e"]["train"]
@@ -163,20 +170,20 @@ def test_the_account_pays_before_the_run_and_for_nothing_that_the_run_cannot(
     budget is spent costs the account nothing."""
     made, _, account = capped
 
-    def spent() -> int:
+    def paid() -> int:
         return sum(n for _, _, n in json.loads(account.path.read_text())["spent"]["e"]["train"])
 
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "spend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             release(*capped)
-    assert spent() == 4
+    assert paid() == 4
     made.config = made.config.model_copy(
         update={"privacy": made.config.privacy.model_copy(update={"epsilon": 0.01})}
     )
     with pytest.raises(Spent, match="privacy budget"):
         release(*capped, round=3)
-    assert spent() == 4
+    assert paid() == 4
 
 
 def test_a_run_keeps_its_division_of_the_rows(capped: tuple[Resident, Store, Account]) -> None:

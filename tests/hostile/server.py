@@ -58,12 +58,21 @@ class Server:
         return self.say(replace(ORDER, **{**named, **given}).facts(), tensors)
 
     def say(self, facts: dict[str, Any], tensors: Tensors, kind: str = "") -> Parcel:
-        """The reply to any facts, over the same bytes as in a deployment."""
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        """The reply to any facts."""
         kind = kind or str(facts.get("purpose", "train"))
+        return self.sent(facts, tensors, kind, self.flat())
+
+    def flat(self) -> dict[str, Any]:
+        """The run's configuration as Flower has it."""
+        config, _ = settings.resolve(self.world.tree(Path("runs"), self.run), strategies.load)
+        return settings.to_flat(config)
+
+    def sent(
+        self, facts: dict[str, Any], tensors: Tensors, kind: str, flat: dict[str, Any]
+    ) -> Parcel:
+        """The reply over the same bytes as in a deployment, whatever the configuration says."""
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         proto = message_to_proto(Message(wire.pack(Parcel(facts, tensors)), 1, kind))
-        tree = self.world.tree(Path("runs"), self.run)
-        config, _ = settings.resolve(tree, strategies.load)
-        context = Context(1, 1, self.node, RecordDict(), settings.to_flat(config))
+        context = Context(1, 1, self.node, RecordDict(), flat)
         reply, _ = handle(message_from_proto(proto), context, proto.ByteSize())
         return wire.unpack(message_from_proto(message_to_proto(reply)).content)

@@ -3,9 +3,12 @@ whatever a run or the server says (SECURITY.md, docs/privacy.md)."""
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from fedlora import cancel
 from fedlora.errors import UserError
@@ -117,6 +120,58 @@ def test_the_servers_word_does_not_replace_an_account(world: World, owned: Owned
     assert account(server)["spent"]["e"]["train"] == [[SIGMA, Q, 2]]
 
 
+def test_the_servers_word_never_enters_the_account(world: World, owned: Owned) -> None:
+    """Nor where the owner sets a budget later, and the account is made of what runs spent."""
+    given = {**PRIVATE, "run__rounds": 400}
+    open_to_all = Server(world, owned, {}, **given)
+    open_to_all.order(spent=[1e-3, Q, 400.0])
+    (open_to_all.state / "account-books.json").unlink()
+    server = Server(world, owned, {"epsilon": EPSILON}, **given)
+    assert server.order(experiment="other").facts["status"] == "ok"
+    kept = account(server)["spent"]
+    assert kept["e"]["train"] == [[SIGMA, Q, 1]] and kept["other"]["train"] == [[SIGMA, Q, 1]]
+
+
+def test_rows_stay_divided_though_a_run_is_deleted(world: World, owned: Owned) -> None:
+    """Else what was trained on would be held out, with a budget of its own."""
+    given = {**PRIVATE, "data__holdout": 0.2, "privacy__epsilon": 2.0}
+    server = Server(world, owned, {"epsilon": EPSILON}, **given)
+    assert server.order().facts["status"] == "ok"
+    shutil.rmtree(server.state / "run-e")
+    server.run["run.seed"] = 1
+    for purpose in ("train", "evaluate"):
+        assert server.order(round=2, purpose=purpose).facts["status"] == "error"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"privacy.clip": 1.5e-27},
+        {"privacy.clip": 1e30},
+        {"privacy.noise_multiplier": 1e8},
+        {"adapter.target_modules": "([a-z0-9.]+)+X"},
+    ],
+    ids=str,
+)
+def test_settings_that_break_the_arithmetic_are_refused(
+    world: World, owned: Owned, run: dict[str, Any]
+) -> None:
+    """A clip at the end of fp32's range, noise that no accountant can count, a pattern whose
+    search never ends: before anything is loaded."""
+    server = Server(world, owned, {"epsilon": EPSILON}, **PRIVATE)
+    reply = server.order()
+    assert reply.facts["status"] == "ok"
+    flat = {**server.flat(), **run}
+    assert server.sent(ORDER.facts(), {}, "train", flat).facts["status"] == "error"
+
+
+def test_what_the_accountant_cannot_compute_is_infinite() -> None:
+    """An order at which Opacus gives up counts as no bound, and the others still give one."""
+    for sigma in (1e6, 1e8, 1.5e8):
+        together = accounting.epsilon([(sigma, Q, 1), (SIGMA, Q, 3)], 1e-3)
+        assert accounting.epsilon([(SIGMA, Q, 3)], 1e-3) <= together < math.inf
+
+
 def test_what_is_told_of_a_spent_budget_is_not_other_runs(world: World, owned: Owned) -> None:
     """Neither numbers of theirs, nor a path of the node."""
     server = Server(world, owned, {"epsilon": 0.9}, **PRIVATE)
@@ -163,6 +218,31 @@ def test_new_runs_do_not_begin_anew(world: World, owned: Owned) -> None:
     replies = [server.order(experiment=f"run-{i}") for i in range(6)]
     assert [r.facts["status"] for r in replies] == ["ok"] * 3 + ["error"] * 3
     assert "max-total-rounds" in replies[-1].facts["reason"]
+
+
+def test_the_server_does_not_choose_what_counts_as_one(world: World, owned: Owned) -> None:
+    """Another word for the stage, a layer that is none, training that calls itself evaluation: an
+    error, and not one more answer of another kind."""
+    run = {**PLAIN, "strategy__name": "fedsb", "strategy__init": "clients"}
+    server = Server(world, owned, {"max-rounds": 2}, **run)
+    layer = "bert.encoder.layer.0.attention.self.query"
+    for asked in ({"stage": "sum1"}, {"modules": ["elsewhere"]}, {"rows": 10**400}, {"rows": 0}):
+        facts = {"modules": [layer], "rows": 4, "stage": "sum", **asked}
+        if facts["rows"] < 2**60:
+            assert server.say(facts, {}, kind="query.gradients").facts["status"] == "error"
+    plain = Server(world, owned, {"max-rounds": 2}, **PLAIN)
+    facts = replace(ORDER, purpose="evaluate").facts()
+    assert plain.say(facts, {}, kind="train").facts["status"] == "error"
+    assert not (plain.state / "account-books.json").exists()
+
+
+def test_orders_that_come_to_nothing_leave_nothing(world: World, owned: Owned) -> None:
+    """A view of a tensor that no adapter has, in ever new runs: neither answered nor kept."""
+    server = Server(world, owned, {}, **PLAIN)
+    for i in range(3):
+        reply = server.order({f"x{i}.A": torch.zeros(1000)}, experiment=f"run-{i}")
+        assert reply.facts["status"] != "ok"
+    assert not list(server.state.glob("run-*"))
 
 
 def test_gradients_are_counted_too(world: World, owned: Owned) -> None:

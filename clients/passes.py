@@ -108,6 +108,8 @@ def _answered(resident: Resident, asked: Sequence[Fit | Rate]) -> list[Any]:
 
 def _together(resident: Resident, asked: Sequence[Fit | Rate]) -> list[list[int]]:
     """The requests, by index, that can share passes."""
+    if resident.hides:
+        return [[i] for i in range(len(asked))]
     if resident.config.privacy.engine == "hooks" and any(isinstance(r, Fit) for r in asked):
         return [[i] for i in range(len(asked))]
     kinds: dict[object, list[int]] = {}
@@ -170,7 +172,7 @@ def _alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted 
     task, adapter = resident.task, resident.adapter
     resident.load(member.tensors, member.scale)
     if isinstance(request, Rate):
-        return evaluation.evaluate(task, adapter.model, member.encoded, most)
+        return evaluation.evaluate(task, adapter.model, member.encoded, most, resident.hides)
     started = monotonic()
     told: Trained | Private
     if request.noise:
@@ -183,6 +185,7 @@ def _alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted 
             config.privacy,
             *request.noise,
             turn=member.turn,
+            steady=resident.hides,
         )
     else:
         told = training.train(

@@ -9,24 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from fedlora import pieces, profile
+from fedlora.privacy.steady import passes as alone
 from fedlora.tasks import Score, Task
 
 
 @profile.timed("evaluate")
 @torch.inference_mode()
-def evaluate(task: Task, model: Any, encoded: Any, most: int | None = None) -> Score:
+def evaluate(
+    task: Task, model: Any, encoded: Any, most: int | None = None, steady: bool = False
+) -> Score:
     """The model on all rows; its training mode is afterwards what it was.
 
     Args:
         most: padded tokens that memory has room for in one pass; None: any number.
+        steady: whether what is found of a row may depend on that row alone to the bit, see
+            `fedlora.privacy.steady`.
     """
     sums = torch.zeros(3, dtype=torch.float64)
-    costs = pieces.costs(model.device, most)
+    rows, costs = range(len(encoded)), pieces.costs(model.device, most)
+    if steady:
+        passes = list(alone(encoded, rows, task.max_length, model.device))
+    else:
+        passes = [(p, len(p)) for p in pieces.cut([encoded.length(i) for i in rows], costs)]
     with evaluating(model):
-        for piece in pieces.cut([encoded.length(i) for i in range(len(encoded))], costs):
+        for piece, count in passes:
             found = task.outcomes(model, task.batch(encoded, piece))
             counts = task.counts(encoded, piece).to(model.device)
-            sums += weighed(found, counts).sum(dim=1).cpu()
+            sums += weighed(found, counts)[:, :count].sum(dim=1).cpu()
     return score(sums, len(encoded))
 
 

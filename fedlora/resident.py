@@ -66,8 +66,9 @@ class Resident:
     @cached_property
     @profile.timed("load")
     def task(self) -> tasks.Task:
-        make = tasks.load(self.config.model.task)
-        return make(self.config, self.federation.labels)
+        made = tasks.load(self.config.model.task)(self.config, self.federation.labels)
+        made.steady = self.hides
+        return made
 
     @cached_property
     @profile.timed("load")

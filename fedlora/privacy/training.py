@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config, profile
+from fedlora import config, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.config.privacy import Privacy
 from fedlora.optimizers import ALONE, Turn
@@ -26,6 +26,7 @@ from fedlora.privacy import norms
 from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.engines import per_example
 from fedlora.privacy.entropy import normals, uniforms
+from fedlora.privacy.steady import passes
 from fedlora.streams import forked
 from fedlora.tasks import Task
 from fedlora.training import fresh
@@ -121,30 +122,44 @@ def train(
     mechanism: Mechanism,
     secret: bytes,
     turn: Turn = ALONE,
+    steady: bool = False,
 ) -> Private:
-    """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`."""
+    """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`.
+
+    Args:
+        steady: whether a row's gradient may depend on that row alone to the bit, see
+            `fedlora.privacy.steady`.
+    """
     adapter.trainable(parts)
     updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
     updates = Updates(updater, len(encoded), settings, privacy, mechanism, secret)
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
+    device = adapter.model.device
+    costs = pieces.costs(device, rows=privacy.physical_batch)
     with forked(int.from_bytes(secret), "dropout"), engine as gradients:
         while (drawn := updates.draw()) is not None:
-            pieces = _pieces(drawn, privacy.physical_batch)
-            for piece in pieces:
+            if steady:
+                cut = list(passes(encoded, drawn, task.max_length, device))
+            else:
+                cut = _pieces(encoded, drawn, costs)
+            for i, (piece, count) in enumerate(cut, 1):
                 with profile.span("forward and backward"):
                     losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
                     gradients(losses, len(piece))
-                updates.take(piece is pieces[-1])
+                    for p in updates.parameters:
+                        p.grad_sample = p.grad_sample[:count]
+                updates.take(i == len(cut))
             if not drawn:
                 updates.take_none()
     adapter.model.eval()
     return updates.told()
 
 
-def _pieces(drawn: Sequence[int], most: int) -> list[Sequence[int]]:
-    """A step's rows, at most so many at a time."""
-    return [drawn[i : i + most] for i in range(0, len(drawn), most)]
+def _pieces(encoded: Any, drawn: Sequence[int], costs: pieces.Costs) -> list[tuple[list[int], int]]:
+    """A step's rows in passes of like length, and how many of each count: all."""
+    cut = pieces.cut([encoded.length(i) for i in drawn], costs)
+    return [([drawn[i] for i in piece], len(piece)) for piece in cut]
 
 
 def _finite_norms(samples: Sequence[Tensor]) -> Tensor:

@@ -50,6 +50,7 @@ class Task(Protocol):
     labels: Sequence[str]
     max_length: int
     tokenizer: "PreTrainedTokenizerBase"
+    steady: bool  # whether a pass's shapes are those of its batch alone, whatever is to be learnt
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None: ...
 

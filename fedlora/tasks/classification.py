@@ -37,6 +37,7 @@ class Classification:
     type = "SEQ_CLS"
     kind: Kind = "labelled"
     learn = "label"
+    steady = False
     architecture = AutoModelForSequenceClassification
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None:

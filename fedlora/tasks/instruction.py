@@ -44,6 +44,7 @@ class Instruction:
     type = "CAUSAL_LM"
     kind: Kind = "conversations"
     architecture = AutoModelForCausalLM
+    steady = False
 
     def __init__(self, config: Config, labels: Sequence[str] = ()) -> None:
         self.labels: list[str] = []
@@ -160,6 +161,8 @@ class Instruction:
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = inputs.pop("labels")[:, 1:]
         looked = (targets != IGNORED).any(dim=0).nonzero()[:, 0]  # (k,)
+        if self.steady:
+            looked = torch.arange(targets.shape[1], device=targets.device)
         if len(looked) == 0:  # rows whose answers were all cut off
             looked = looked.new_zeros(1)
         if _keeps_logits(model):  # of the others none are made: they would be the largest tensor

@@ -34,7 +34,7 @@ class Counting(Classification):
     rows = 0
 
     def batch(self, encoded: Any, indices: Sequence[int]) -> Batch:
-        self.rows += len(indices)
+        self.rows += len(set(indices))  # one that only fills up a pass is there twice
         return super().batch(encoded, indices)
 
 
@@ -179,9 +179,13 @@ def plain_round(load: Workload, adapter: Adapter, number: int) -> int:
     return training.train(load.task, adapter, adapter.parts, load.encoded, train, seed).rows
 
 
-def private_round(load: Workload, adapter: Adapter, number: int) -> int:
+def private_round(load: Workload, adapter: Adapter, number: int, steady: bool = False) -> int:
     """A client's whole private round: the optimizer's making, Poisson sampling, the histogram of
-    norms, noise from the secret; returns the rows it saw."""
+    norms, noise from the secret; returns the rows it saw.
+
+    Args:
+        steady: in passes as over an owner's rows on a node, see `fedlora.privacy.steady`.
+    """
     settings, rows = load.settings, len(load.encoded)
     assert settings.privacy.noise_multiplier is not None
     plan = Mechanism(
@@ -199,5 +203,6 @@ def private_round(load: Workload, adapter: Adapter, number: int) -> int:
         settings.privacy,
         plan,
         entropy.insecure(0, "benchmark", number),
+        steady=steady,
     )
     return load.task.rows

@@ -38,6 +38,7 @@ CONFIG = Config(
 )
 WARM_UP = 1  # batches, and rounds, that are not counted
 ROUND = "round"  # a client's whole private round
+NODE = "node's round"  # the same in the passes of an owner's node
 COORDINATES = (74_498, 1_000_000, 40_000_000)  # the default model's adapter and head; larger ones
 
 
@@ -81,8 +82,13 @@ def measure(config: Config, device: str, sizes: Sequence[int], repeats: int) -> 
             held, base = memory.get((name, rows)), memory.get(("plain", rows))
             over = None if held is None or base is None else held - base
             found.append(_result(device, rows, name, times, seconds["plain"], held, over))
-    plain, private = _rounds(load, max(1, repeats // 2))
-    return [*found, _result(device, config.train.batch_size, ROUND, private, plain)]
+    plain, private, node = _rounds(load, max(1, repeats // 2))
+    batch = config.train.batch_size
+    return [
+        *found,
+        _result(device, batch, ROUND, private, plain),
+        _result(device, batch, NODE, node, plain),
+    ]
 
 
 def _steps(load: Workload, rows: int, repeats: int) -> dict[str, list[float]]:
@@ -97,9 +103,11 @@ def _steps(load: Workload, rows: int, repeats: int) -> dict[str, list[float]]:
 
 
 def _rounds(load: Workload, repeats: int) -> list[list[float]]:
-    """Seconds a row of each round: plain ones, private ones. Those draw batches of uneven size."""
-    both = [partial(f, load, load.adapter()) for f in (plain_round, private_round)]
-    return alternated(both, range(WARM_UP + repeats), WARM_UP, clock(load.device))
+    """Seconds a row of each round: plain ones, private ones, private ones as on an owner's node.
+    Those draw batches of uneven size."""
+    steady = partial(private_round, steady=True)
+    all = [partial(f, load, load.adapter()) for f in (plain_round, private_round, steady)]
+    return alternated(all, range(WARM_UP + repeats), WARM_UP, clock(load.device))
 
 
 def _result(
@@ -122,7 +130,7 @@ def table(device: str, results: Sequence[Result]) -> Table:
     for header in ("rows", "ms", "ratio", "medians", "MB"):
         shown.add_column(header, justify="right", no_wrap=True)
     for i, r in enumerate(results):
-        last = results[i + 1 : i + 2] and results[i + 1].contender in ("plain", ROUND)
+        last = results[i + 1 : i + 2] and results[i + 1].contender in ("plain", ROUND, NODE)
         shown.add_row(
             r.contender,
             str(r.batch),

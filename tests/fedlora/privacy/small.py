@@ -21,7 +21,16 @@ from fedlora.tensors import Tensors
 from tests.fedlora.adapters import tiny
 
 N = 12
-ROWS = torch.randint(1, 29, (N, 7), generator=stream(0, "private"))
+
+
+class Rows(Tensor):
+    """Rows as training has them, all of one length."""
+
+    def length(self, i: int) -> int:
+        return int(self.shape[1])
+
+
+ROWS = torch.randint(1, 29, (N, 7), generator=stream(0, "private")).as_subclass(Rows)
 POISON = 29  # a row that starts with it has no finite loss
 DELTA = 1e-3
 

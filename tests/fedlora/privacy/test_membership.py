@@ -16,7 +16,7 @@ from fedlora.privacy.entropy import insecure
 from fedlora.privacy.training import train
 from fedlora.streams import stream
 from tests.fedlora.adapters import tiny
-from tests.fedlora.privacy.small import Task
+from tests.fedlora.privacy.small import Rows, Task
 
 N, RATE, STEPS, SECRETS = 40, 0.25, 12, 3
 
@@ -33,7 +33,7 @@ def ordinary():
     draw = stream(0, "membership")
     labels = torch.randint(0, 2, (N, 1), generator=draw)
     words = 1 + 9 * labels + torch.randint(0, 9, (N, 6), generator=draw)
-    return torch.cat([words, labels], dim=1)
+    return torch.cat([words, labels], dim=1).as_subclass(Rows)
 
 
 CANARY = torch.tensor([[10, 11, 12, 13, 14, 15, 0]])  # the words of class 1, labelled 0

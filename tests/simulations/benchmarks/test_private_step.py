@@ -197,7 +197,10 @@ def test_it_says_everything_it_measured(
     assert found["machine"]["threads"] == 1
     assert found["settings"]["privacy"]["noise_multiplier"] == 1.0
     results = {(r["contender"], r["batch"]): r for r in found["results"]}
-    assert results.keys() == {(k, n) for k in CONTENDERS for n in (2, 4)} | {("round", 8)}
+    assert results.keys() == {(k, n) for k in CONTENDERS for n in (2, 4)} | {
+        ("round", 8),
+        ("node's round", 8),
+    }
     for i, name in enumerate(CONTENDERS):
         assert name in told
         assert results[name, 4]["memory_over_plain"] == 10 * i

@@ -82,7 +82,22 @@ def private(owner: "Owner", config: "Config") -> None:
         raise refused("epsilon", "secret noise alone", "privacy.insecure_seed")
     if config.data.rows is not None:
         raise refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
+    if _tells_labels(owner, config):
+        raise refused(
+            "epsilon",
+            "runs that bring their labels alone, as those of its rows are nothing to be told",
+            "none (data.labels is unset)",
+        )
     _files(owner, config)
+
+
+def _tells_labels(owner: "Owner", config: "Config") -> bool:
+    """Whether the labels to agree on would be those that this owner's rows happen to have."""
+    from fedlora import tasks
+    from fedlora.data.sources import BUNDLED
+
+    labelled = tasks.load(config.model.task).kind == "labelled"
+    return labelled and owner.data not in BUNDLED and config.data.labels is None
 
 
 def _files(owner: "Owner", config: "Config") -> None:

@@ -112,6 +112,7 @@ def test_the_settings_are_read_without_torch() -> None:
 
 MINE = {"client": "a", "data": "/data/rows.csv"}
 PRIVATE = {**MINE, "epsilon": 3.0}
+LABELS = {"data.labels": '["bad", "good"]'}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,8 @@ PRIVATE = {**MINE, "epsilon": 3.0}
         (MINE, {"data.name": "/theirs"}),
         ({**MINE, "label": "mood"}, {"data.label": "diagnosis"}),
         ({"methods": "fedsb"}, {"strategy.name": "fedsb", "strategy.init": "clients"}),
-        (PRIVATE, {"privacy.epsilon": 8.0}),
-        (PRIVATE, {"privacy.noise_multiplier": 1.0}),
+        (PRIVATE, {**LABELS, "privacy.epsilon": 8.0}),
+        (PRIVATE, {**LABELS, "privacy.noise_multiplier": 1.0}),
     ],
     ids=str,
 )

@@ -44,7 +44,8 @@ class Server:
     def __init__(self, world: World, owned: Owned, limits: dict[str, Any], **run: Any) -> None:
         self.world, self.node = world, {**owned.nodes["books"], **limits}
         given = {k.replace("__", ".", 1): v for k, v in run.items()}
-        self.run = {"strategy.name": "fedit", "data.public": 0, **given}
+        labels = {"data.labels": ["bad", "good"]} if "epsilon" in limits else {}
+        self.run = {"strategy.name": "fedit", "data.public": 0, **labels, **given}
 
     @property
     def state(self) -> Path:

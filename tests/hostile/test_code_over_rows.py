@@ -15,6 +15,9 @@ from tests.fedlora.tasks import talk
 from tests.hostile.asked import ASK, COMMIT, PIN, SPY, Settings, asked, run, talks_of
 
 
+PRIVATE: Settings = {"privacy.epsilon": 1.0, "data.labels": '["bad", "good"]'}
+
+
 @pytest.fixture
 def talks(tmp_path: Path) -> Callable[..., Settings]:
     return talks_of(tmp_path)
@@ -91,15 +94,15 @@ def test_under_a_budget_model_and_tokenizer_are_the_owner_s(
     assert packaged(Config().model.name) is not None
     owner = Owner.read({"client": "me", "data": "rows.csv", "epsilon": 3, **mine})
     if fine:
-        owner.allow({"privacy.epsilon": 1.0, **asks}, 0)
-        own = owner.applied(owner.resolve({"privacy.epsilon": 1.0, **asks})[0]).model
+        owner.allow({**PRIVATE, **asks}, 0)
+        own = owner.applied(owner.resolve({**PRIVATE, **asks})[0]).model
         assert (own.name, own.revision) == (
             mine.get("model", Config().model.name),
             mine.get("revision"),
         )
     else:
         with pytest.raises(Refused, match="under a budget a model of its own"):
-            owner.allow({"privacy.epsilon": 1.0, **asks}, 0)
+            owner.allow({**PRIVATE, **asks}, 0)
 
 
 def test_a_model_that_no_package_here_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,7 @@ def test_a_model_that_no_package_here_holds_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("fedlora.models.PACKAGED", {Config().model.name: ("no_such_package", "")})
     owner = Owner.read({"client": "me", "data": "rows.csv", "epsilon": 3})
     with pytest.raises(Refused, match="an installed package holds"):
-        owner.allow({"privacy.epsilon": 1.0}, 0)
+        owner.allow(PRIVATE, 0)
 
 
 def test_a_commit_is_a_whole_one() -> None:

@@ -83,11 +83,11 @@ def asked(context: Context, kind: str = "query", parcel: Parcel | None = None) -
     return wire.unpack(reply.content).facts
 
 
-def order(context: Context, basis: str = "", **given: Any) -> Parcel:
+def order(context: Context, basis: str = "", work: str = "train", **given: Any) -> Parcel:
     view = app.resident(context).adapter.initial()
     digest = fingerprint(manifest(view))
     facts = {"basis": basis, "fingerprint": digest, "planned": 3, "server_rows": True, **given}
-    one = Order("e", 1, "train", "books", 4, 2.0, 9, "0001-0", **facts)
+    one = Order("e", 1, work, "books", 4, 2.0, 9, "0001-0", **facts)
     return Parcel(one.facts(), {} if basis else view)
 
 
@@ -106,8 +106,8 @@ def test_every_failure_of_a_private_run_is_the_same(
     """Promise: what a node says of a failure in a private run says nothing else than that, whatever
     failed where."""
     here = context(privacy__epsilon=3.0)
-    parcel = order(here)
     work = "evaluate" if place in EVALUATING else "train"
+    parcel = order(here, work=work)
     for kind in (ValueError, MethodError):
         with monkeypatch.context() as patch:
             failing(patch, place, kind(SECRET))
@@ -120,8 +120,8 @@ def test_no_failure_of_a_plain_run_quotes_anything(
 ) -> None:
     """Promise: of what is neither a refusal nor a method's mistake a node says the kind."""
     here = context()
-    parcel = order(here)
     work = "evaluate" if place in EVALUATING else "train"
+    parcel = order(here, work=work)
     failing(monkeypatch, place.replace("privacy.", ""), ValueError(SECRET))
     found = asked(here, work, parcel)
     assert found == {"status": "error", "reason": "ValueError: its own log says more"}

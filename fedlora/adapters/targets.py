@@ -3,6 +3,7 @@
 Works on a model of any device, the meta device included: only names and shapes are read.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator
 
@@ -51,8 +52,8 @@ def targets(model: PreTrainedModel, config: settings.Adapter) -> dict[str, tuple
     if not found:
         raise UserError(
             f"adapter.target_modules = {config.target_modules!r} matches no module of this "
-            f"{type(model).__name__}. Its linear layers are named {_listed(linear)}; 'all-linear' "
-            "adapts them all."
+            f"{type(model).__name__}. {_meant(config.target_modules, list(outside))}Its linear "
+            f"layers are named {_listed(linear)}; 'all-linear' adapts them all."
         )
     shapes = {name: shape(outside[name]) for name in found}
     if config.kind != "vera":
@@ -100,9 +101,24 @@ def _all(model: PreTrainedModel, linear: list[str]) -> list[str]:
 def _matches(wanted: str | Collection[str], names: list[str]) -> list[str]:
     """PEFT's rule: a string is a pattern of the whole path, a list holds paths or their ends."""
     if isinstance(wanted, str):
-        return [name for name in names if re.fullmatch(wanted, name)]
+        try:
+            return [name for name in names if re.fullmatch(wanted, name)]
+        except re.error as e:
+            raise UserError(
+                f"adapter.target_modules = {wanted!r} is a string, a pattern of the whole path, "
+                f'and a wrong one ({e}); name layers in a list: ["query", "value"]'
+            ) from None
     ends = tuple(f".{end}" for end in wanted)
     return [name for name in names if f".{name}".endswith(ends)]
+
+
+def _meant(wanted: str | Collection[str] | None, names: list[str]) -> str:
+    """What a string is, where it holds names and should have been a list."""
+    if not isinstance(wanted, str):
+        return ""
+    found = [x for x in re.split(r"[\s,]+", wanted) if _matches([x], names)]
+    said = "A string is a pattern of the whole path; name layers in a list: "
+    return f"{said}adapter.target_modules = {json.dumps(found)}. " if found else ""
 
 
 def _check_rank(rank: int, shapes: dict[str, tuple[int, int]]) -> None:

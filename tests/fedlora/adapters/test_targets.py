@@ -84,6 +84,16 @@ def test_what_matches_nothing_lists_the_candidates():
         targets(model("bert"), adapter(target_modules=["word_embeddings"]))
 
 
+def test_a_string_that_holds_names_is_told_to_be_a_list():
+    """And one that is no pattern at all."""
+    said = r"pattern of the whole path; .*target_modules = \[\"query\"{}\]"
+    for string, rest in (("query", ""), ("query, value", ', "value"'), ("query,qury", "")):
+        with pytest.raises(UserError, match=said.format(rest)):
+            targets(model("bert"), adapter(target_modules=string))
+    with pytest.raises(UserError, match=r"\*query.*wrong one \(nothing to repeat"):
+        targets(model("bert"), adapter(target_modules="*query"))
+
+
 @pytest.mark.parametrize("kind", ["lora", "lora-sb"])
 def test_a_rank_above_the_smaller_side_is_refused(kind):
     """The error names the layer, its shape and the largest rank; VeRA's rank may be larger."""

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedlora import tasks
+from fedlora import guard, tasks
 from fedlora.adapters import recipe, targets
 from fedlora.config import Config, Model
 from fedlora.errors import UserError
-from fedlora.guard import called
 from fedlora.pretrained import Pretrained
 from fedlora.rehearsal import Counted, Rehearsal
 from fedlora.strategy import Client, Round, Scaling, Strategy
@@ -154,8 +153,8 @@ def _clients(config: Config, strategy: Strategy, scaling: Scaling) -> list[Clien
     n, start = config.run.clients_per_round, Round(0, seed=config.run.seed)
     count = n if isinstance(n, int) else max(1, math.floor(n * config.data.clients + 0.5))
     ids = [f"client-{i:02d}" for i in range(count)]
-    ranks = [called(strategy, "rank", scaling.rank, i, id, start) for i, id in enumerate(ids)]
-    scales = [called(strategy, "scale", scaling, k) for k in ranks]
+    ranks = [guard.rank(strategy, scaling.rank, i, id, start) for i, id in enumerate(ids)]
+    scales = [guard.scale(strategy, scaling, k) for k in ranks]
     return [Client(*one) for one in zip(ids, ranks, scales, strict=True)]
 
 

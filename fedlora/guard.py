@@ -5,6 +5,8 @@ harness of `fedlora.testing`. So a mistake is the same mistake everywhere, and n
 hook, the tensor and the shapes.
 """
 
+import math
+import sys
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
@@ -16,10 +18,11 @@ from torch import Tensor
 from fedlora.errors import MethodError, UserError
 from fedlora.privacy.central import clipped
 from fedlora.settings import nearest
-from fedlora.strategy import Client, Round, Strategy, Update
-from fedlora.tensors import RESIDUAL, Tensors, is_memory, module_of, part_of, select
+from fedlora.strategy import Client, Round, Scaling, Strategy, Update
+from fedlora.tensors import RESIDUAL, Tensors, is_memory, largest, module_of, part_of, select
 
 Changes = dict[str, Tensor | None]
+RANK_AXIS = {"A": 0, "B": 1}  # of A (r, n) and B (m, r)
 
 
 def called(strategy: Strategy, hook: str, *arguments: Any) -> Any:
@@ -94,26 +97,66 @@ def checked(strategy: Strategy, hook: str, result: Any) -> Tensors:
 
 
 def changes(strategy: Strategy, hook: str, result: Any, state: Tensors) -> Changes:
-    """What `begin`, `aggregate` or `place` returned, held against the state: known names, same
-    shapes. New names are allowed for memory and for a layer's residual, whose factors may grow;
-    None removes an entry."""
-    where = _where(strategy, hook)
+    """What `begin` or `aggregate` returned, held against the state: known names, same shapes,
+    finite values. Memory and a layer's residual may come and grow, and go, where it is None."""
     removed = [k for k, t in result.items() if t is None] if isinstance(result, Mapping) else []
+    if lost := [str(k) for k in removed if not _comes_and_goes(str(k), state)]:
+        raise MethodError(
+            f"{_where(strategy, hook)} returned None for {', '.join(lost[:4])}: that removes an "
+            "entry for good, and only memory and a layer's residual may go; leave out what is to "
+            "stay as it is"
+        )
     if removed:
         result = {k: t for k, t in result.items() if t is not None}
-    kept = checked(strategy, hook, result)
-    for name, tensor in kept.items():
-        known = state.get(name)
-        if (known is not None and known.shape == tensor.shape) or is_memory(name):
-            continue
-        if part_of(name) in RESIDUAL and module_of(name) in {module_of(k) for k in state}:
-            continue
-        _fits(where, name, tensor, state, "the state", "the state does not have")
+    kept = finite(strategy, hook, _known(strategy, hook, result, state), state)
     return kept | dict.fromkeys(removed)
 
 
+def finite(
+    strategy: Strategy, hook: str, tensors: Tensors, given: Tensors | None = None
+) -> Tensors:
+    """The tensors of a hook, none of which holds a NaN or an infinity. What it was `given` and
+    gives back was looked at before."""
+    for name, tensor in tensors.items():
+        if given is not None and tensor is given.get(name):
+            continue
+        if not tensor.is_meta and not math.isfinite(largest(tensor)):
+            raise MethodError(
+                f"{_where(strategy, hook)} returned {name} with values that are not finite: look "
+                "for a division by what may be 0, and for numbers beyond fp32"
+            )
+    return tensors
+
+
+def rank(strategy: Strategy, full: int, index: int, client: str, round: Round) -> int:
+    """The rank of a client whose node sets none: the method's `rank`, from 1 to `full`."""
+    found = called(strategy, "rank", full, index, client, round)
+    where = f"{_where(strategy, 'rank')} returned {found!r} for client {client}"
+    if type(found) is not int or not 1 <= found <= full:
+        raise MethodError(f"{where}, not a whole number from 1 to adapter.rank = {full}")
+    if found != full and not strategy.mixed_ranks:
+        raise MethodError(
+            f"{where}, and adapter.rank is {full}: a method of mixed ranks says so, `mixed_ranks = "
+            "True`, cuts what it broadcasts and puts back what is placed"
+        )
+    return found
+
+
+def scale(strategy: Strategy, scaling: Scaling, rank: int) -> float:
+    """The scale of a client that holds this rank: the method's `scale`, finite and above 0."""
+    found = called(strategy, "scale", scaling, rank)
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    if not number or not 0 < found <= sys.float_info.max:
+        raise MethodError(
+            f"{_where(strategy, 'scale')} returned {found!r} for rank {rank}, not a finite number "
+            "above 0: an int or a float"
+        )
+    return float(found)
+
+
 def view(strategy: Strategy, state: Tensors, client: Client, round: Round) -> Tensors:
-    """What a client's adapter is to be: the method's `broadcast`, without the server's memory."""
+    """What a client's adapter is to be: the method's `broadcast`, without the server's memory. A
+    (r, n) and B (m, r) have the client's rank, where it sends them."""
     result = called(strategy, "broadcast", state, client, round)
     found = checked(strategy, "broadcast", result)
     if memory := sorted(filter(is_memory, found)):
@@ -121,7 +164,14 @@ def view(strategy: Strategy, state: Tensors, client: Client, round: Round) -> Te
             f"{_where(strategy, 'broadcast')} sends {', '.join(memory[:4])}, which is the server's "
             "memory and may say to one client what another sent: leave out what `is_memory` names"
         )
-    return found
+    for name, tensor in found.items():
+        axis = RANK_AXIS.get(part_of(name))
+        if axis is not None and tensor.ndim == 2 and tensor.shape[axis] != client.rank:
+            raise MethodError(
+                f"{_where(strategy, 'broadcast')} returned {name} in shape {tuple(tensor.shape)} "
+                f"for {client.id}, whose rank is {client.rank}"
+            )
+    return finite(strategy, "broadcast", found, state)
 
 
 def trains(strategy: Strategy, round: Round, parts: set[str]) -> set[str]:
@@ -177,18 +227,31 @@ def placed(
             `place` makes of it; what it says nothing of counts as unchanged.
     """
     result = called(strategy, "place", update, state, round)
-    found = changes(strategy, "place", result, state)
-    kept = {k: t for k, t in found.items() if t is not None}
-    if len(kept) < len(found):
-        checked(strategy, "place", result)  # says which is None
+    found = _known(strategy, "place", result, state)
     if start is None or clip is None:
-        return kept
-    if odd := sorted(kept.keys() - start.keys()):
+        return finite(strategy, "place", found, update.tensors)
+    if odd := sorted(found.keys() - start.keys()):
         raise MethodError(
             f"{_where(strategy, 'place')} returned {', '.join(odd[:4])}, which clients do not send "
             "in this round: central noise covers what they send and nothing else"
         )
-    return clipped({**start, **kept}, start, clip)
+    return clipped({**start, **found}, start, clip)
+
+
+def _known(strategy: Strategy, hook: str, result: Any, state: Tensors) -> Tensors:
+    """What a hook returned, in names and shapes of the state, memory and residuals aside."""
+    found = checked(strategy, hook, result)
+    for name, tensor in found.items():
+        if not _comes_and_goes(name, state):
+            where = _where(strategy, hook)
+            _fits(where, name, tensor, state, "the state", "the state does not have")
+    return found
+
+
+def _comes_and_goes(name: str, state: Tensors) -> bool:
+    """Whether an entry is memory, or the residual of a layer in the state."""
+    grows = part_of(name) in RESIDUAL
+    return is_memory(name) or (grows and any(module_of(k) == module_of(name) for k in state))
 
 
 def _fits(where: str, name: str, tensor: Tensor, known: Tensors, whose: str, missing: str) -> None:

@@ -5,6 +5,7 @@ A hook that wants values, a norm say, cannot be rehearsed. Then something in its
 and a note says what.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,10 @@ INSTEAD = {
     "upload": "counted is everything that it may send",
     "aggregate": "counted is that what clients send up changes, and nothing else does",
 }
+
+METRICS = {"loss": 1.0, "seconds": 1.0}  # which a client tells beside its tensors
+# What torch and numpy say of tensors without values.
+VALUELESS = re.compile(r"(?i)\bmeta (tensor|device)|\bdevice meta\b|'meta' device|register_meta")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Rehearsal:
         state, begun = self.started(clients, one)
         ups = [self._sent(c.trained, who, one) for c, who in zip(begun, clients, strict=True)]
         updates = [
-            Update(who, up, c.first, 1 / len(clients))
+            Update(who, up, c.first, 1 / len(clients), METRICS)
             for who, up, c in zip(clients, ups, begun, strict=True)
         ]
         state = merge(state, self._aggregated(state, updates, one))
@@ -103,11 +108,17 @@ class Rehearsal:
         try:
             return asked()
         except MethodError as e:
-            if "meta" not in str(e.__cause__).lower():  # as torch calls the device of what it lacks
+            if not _wants_values(e.__cause__):
                 raise
             where = f"{type(self.strategy).__name__}.{hook}"
             self.notes[hook] = f"{where} wants values, and here are none: {INSTEAD[hook]}"
             return instead()
+
+
+def _wants_values(e: BaseException | None) -> bool:
+    """Whether torch itself raised this, for want of values; a method's own error is none of it."""
+    own = type(e) in (NotImplementedError, RuntimeError, TypeError)
+    return own and VALUELESS.search(str(e)) is not None
 
 
 def _lacking(view: Tensors, held: Tensors, private: set[str]) -> Tensors:

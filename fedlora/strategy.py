@@ -54,7 +54,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sent: its uploaded tensors, what it had been `sent`, its weight p_i."""
+    """What one client sent: its uploaded tensors, what it had been `sent`, its weight p_i, and
+    `metrics`, its training's "loss" and "seconds" (a run with privacy tells neither)."""
 
     client: Client
     tensors: Tensors
@@ -147,7 +148,8 @@ class Strategy(BaseModel):
         return update.tensors
 
     def aggregate(self, state: Tensors, updates: Sequence[Update], round: Round) -> Tensors:
-        """What changes in the state; None removes an entry. Default: sum_i p_i place(update_i)."""
+        """What changes in the state; None removes memory or a residual. Default:
+        sum_i p_i place(update_i)."""
         mean = Mean()
         for update in updates:
             mean.add(self.place(update, state, round), update.weight)

@@ -14,6 +14,7 @@ Names under `server/` and `client/<id>/` are a method's memory on the server and
 
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -53,6 +54,14 @@ def place(tensor: Tensor) -> tuple[object, ...]:
     shape = tensor.dtype, tensor.shape, tensor.stride()
     writes = object() if tensor.is_inference() else tensor._version  # which those do not count
     return tensor.device, tensor.data_ptr(), *shape, writes
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest absolute value, in one pass and with no temporary; NaN where there is one."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return max(-float(low), float(high))
 
 
 def nbytes(tensors: Tensors) -> int:

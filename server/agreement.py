@@ -5,8 +5,8 @@ from typing import Any
 from urllib.parse import quote
 
 import fedlora
+from fedlora import guard
 from fedlora.agreement import differences
-from fedlora.guard import called
 from fedlora.privacy import plan
 from fedlora.resident import Resident
 from fedlora.strategy import Round
@@ -75,8 +75,8 @@ def join(roster: Roster, id: str, facts: Mapping[str, Any], own: Claim, resident
         return
     index = len(roster.members)
     start = Round(0, seed=resident.config.run.seed)
-    rank = facts["rank"] or called(strategy, "rank", scaling.rank, index, id, start)
-    scale = called(strategy, "scale", scaling, rank)
+    rank = facts["rank"] or guard.rank(strategy, scaling.rank, index, id, start)
+    scale = guard.scale(strategy, scaling, rank)
     roster.members[id] = Member(
         index, facts["examples"], rank, scale, holder=own.holder, proof=own.proof
     )

@@ -91,7 +91,7 @@ class Inbox:
         """What changes in the state, once every client was accepted or refused."""
         strategy, state, round = self._strategy, self._state, self._round
         if is_linear(strategy):
-            return {**self._mean.result()}
+            return {**guard.finite(strategy, "place", self._mean.result())}
         result = guard.called(strategy, "aggregate", state, self._updates(), round)
         return guard.changes(strategy, "aggregate", result, state)
 

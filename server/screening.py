@@ -3,9 +3,8 @@
 import math
 
 import torch
-from torch import Tensor
 
-from fedlora.tensors import Tensors
+from fedlora.tensors import Tensors, largest
 
 # Far above any entry of an adapter or a gradient, and low enough that products of three factors and
 # sums of their squares stay finite in fp32: what is computed of accepted updates does not overflow.
@@ -26,24 +25,15 @@ def fault(update: Tensors, expected: Tensors, norm_bound: float | None) -> str:
     for name, tensor in update.items():
         if tensor.shape != expected[name].shape:
             return f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        largest = _largest(tensor)
-        if not math.isfinite(largest):
+        high[name] = largest(tensor)
+        if not math.isfinite(high[name]):
             return f"{name} is not finite"
-        high[name] = largest
     if norm_bound is not None and (norm := _change(update, expected)) > norm_bound:
         return f"the norm of its change is {norm:.4g}, above run.norm_bound = {norm_bound:g}"
     name = max(high, key=high.__getitem__, default="")
     if name and high[name] > LARGEST:
         return f"{name} has an entry of {high[name]:.4g}, above {LARGEST:g}"
     return ""
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest absolute value, in one pass and with no temporary; NaN where there is one."""
-    if not tensor.numel():
-        return 0.0
-    low, high = torch.aminmax(tensor)
-    return max(-float(low), float(high))
 
 
 def _change(update: Tensors, expected: Tensors) -> float:

@@ -61,9 +61,9 @@ def _told(case: Case, promise: Promise, e: Exception) -> str:
     """Which case it was, and which promise, unless a hook failed by itself: then its own message
     says what is wrong, and whichever promise called it first has no part in it."""
     head, wire = "with" if case.head else "without", str(case.wire).removeprefix("torch.")
+    ranks = case.ranks if any(case.ranks) else f"its own of adapter.rank = {case.base.rank}"
     where = (
-        f"{type(case.strategy).__name__} on {case.kind}, ranks {case.ranks}, {head} a head, over "
-        f"{wire}"
+        f"{type(case.strategy).__name__} on {case.kind}, ranks {ranks}, {head} a head, over {wire}"
     )
     if isinstance(e, MethodError):
         return f"{where}: a mistake that ends a run too"

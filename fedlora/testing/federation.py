@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fedlora import guard
 from fedlora.errors import MethodError, UserError
-from fedlora.guard import Changes, called, changes, placed, trains, uploaded, wrote
+from fedlora.guard import Changes, called, changes, finite, placed, trains, uploaded, wrote
 from fedlora.mean import Mean
 from fedlora.shapes import fitting
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import RESIDUAL, Tensors, nbytes, part_of, select
 from fedlora.testing.base import FakeBase
+from fedlora.testing.holding import alike
 from fedlora.testing.truth import deltas
 from fedlora.views import difference, manifest
 
@@ -38,7 +39,8 @@ class Federation:
     MethodError. Beyond that what a hook was given is compared with copies.
 
     Attributes:
-        clients: `client-0` to `client-3` (as many as `ranks`) with 10, 17, 24, … examples.
+        clients: `client-0` to `client-3` (as many as `ranks`) with 10, 17, 24, … examples. A rank
+            of 0 leaves it to the method, as a node's does.
         state, before: the server's, after `begin` or the last `step`, and before that.
         updates: of the last `step`, in the clients' order.
         kept: by client id, the parts that stay there.
@@ -50,17 +52,14 @@ class Federation:
         strategy: Strategy,
         kind: str | None = None,
         *,
-        ranks: Sequence[int] = (4, 4, 4, 4),
+        ranks: Sequence[int] = (0, 0, 0, 0),
         wire: torch.dtype = torch.float32,
         base: FakeBase | None = None,
     ) -> None:
         self.strategy, self.wire = strategy, wire
         self.kind = kind or strategy.adapter
         self.base = base or FakeBase(self.kind)
-        self.clients = [
-            Client(f"client-{i}", k, called(strategy, "scale", self.base.scaling, k), 10 + 7 * i)
-            for i, k in enumerate(ranks)
-        ]
+        self.clients = [self._joined(i, own) for i, own in enumerate(ranks)]
         initial = self.base.initial()
         begun = called(strategy, "begin", self.base)
         self.state = merge({}, changes(strategy, "begin", begun, initial))
@@ -72,6 +71,11 @@ class Federation:
         self.kept: dict[str, Tensors] = {}
         self.bytes: dict[str, Bytes] = {}
         self._held: dict[str, Tensors] = {}  # by client: the view that it was sent last
+
+    def _joined(self, index: int, own: int) -> Client:
+        id, scaling = f"client-{index}", self.base.scaling
+        rank = own or guard.rank(self.strategy, scaling.rank, index, id, Round(0, seed=3))
+        return Client(id, rank, guard.scale(self.strategy, scaling, rank), 10 + 7 * index)
 
     def round(self, number: int | None = None) -> Round:
         return Round(self.number if number is None else number, seed=3, wire=self.wire)
@@ -110,9 +114,29 @@ class Federation:
         self._held[client.id] = sent
         with self._unchanged("upload", tensors):
             upload = uploaded(self.strategy, tensors, client, round, self.base.parts)
+        self._screened(upload, client, sent)
         upload = {k: self._crossed(k, t) for k, t in upload.items()}
         self.bytes[client.id] = Bytes(self.nbytes(upload), self.nbytes(down))
-        return Update(client, upload, sent, weight, {})
+        loss = float(torch.rand((), generator=stream(9, self.number, client.id, "loss")))
+        return Update(client, upload, sent, weight, {"loss": loss, "seconds": 1.0})
+
+    def _screened(self, upload: Tensors, client: Client, sent: Tensors) -> None:
+        """Raises MethodError where a server would drop each such upload: it expects what the method
+        uploads of what was sent, and finite values."""
+        finite(self.strategy, "upload", upload)
+        expected = uploaded(self.strategy, sent, client, self.round(), self.base.parts)
+        if not (odd := sorted(upload.keys() ^ expected.keys())):
+            return
+        name, what = type(self.strategy).__name__, ", ".join(odd[:4])
+        if odd[0] in sent:
+            raise MethodError(
+                f"{name}.upload sends {what} of what a client trained or of what it was sent, not "
+                "of both: a server drops such updates, so let its choice not depend on values"
+            )
+        raise MethodError(
+            f"{name}.broadcast leaves out {what}, which clients train and send: a server drops "
+            "such updates, as it does not know what they began with"
+        )
 
     def lacks(self, client: Client, view: Tensors) -> Tensors:
         """What has to be sent to a client so that it holds this view: only what differs from the
@@ -148,7 +172,7 @@ class Federation:
                 mean = Mean()
                 for u in updates:
                     mean.add(placed(self.strategy, u, self.state, round), u.weight)
-                found: Changes = {**mean.result()}
+                found: Changes = {**finite(self.strategy, "place", mean.result())}
             else:
                 result = called(self.strategy, "aggregate", self.state, list(updates), round)
                 found = changes(self.strategy, "aggregate", result, self.state)
@@ -162,7 +186,7 @@ class Federation:
         yield
         for tensors, copies in zip(given, before, strict=True):
             for name, copy in copies.items():
-                if not torch.equal(copy, tensors[name]):
+                if not alike(copy, tensors[name]):
                     raise wrote(self.strategy, hook, name)
 
     def effective(self, client: Client) -> dict[str, Tensor]:

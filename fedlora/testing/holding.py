@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fedlora.tensors import RESIDUAL, Tensors, is_memory, part_of
+from fedlora.tensors import Tensors
 
 
 def hold(kept: bool, otherwise: str) -> None:
@@ -13,9 +14,15 @@ def hold(kept: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Of the same values, where a NaN is like a NaN."""
+    same = one.shape == other.shape
+    return same and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def same(one: Tensors, other: Tensors, what: str) -> None:
     odd = one.keys() ^ other.keys()
-    odd |= {k for k in one.keys() & other.keys() if not torch.equal(one[k], other[k])}
+    odd |= {k for k in one.keys() & other.keys() if not alike(one[k], other[k])}
     hold(not odd, f"{what} {', '.join(sorted(odd))}")
 
 
@@ -34,11 +41,6 @@ def copies(tensors: Tensors) -> Tensors:
 
 def double(tensors: Tensors) -> Tensors:
     return {k: t.double() for k, t in tensors.items()}
-
-
-def shapes(state: Tensors) -> dict[str, torch.Size]:
-    lasting = (k for k in state if not is_memory(k) and part_of(k) not in RESIDUAL)
-    return {k: state[k].shape for k in lasting}
 
 
 def generators() -> tuple[list[int], object, str]:

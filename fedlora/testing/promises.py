@@ -20,7 +20,7 @@ from fedlora.strategy import Base, Round, Strategy, Update, is_linear, merge, st
 from fedlora.tensors import Tensors, part_of, select
 from fedlora.testing.base import FakeBase, Shadow
 from fedlora.testing.federation import EVERYBODY, Federation
-from fedlora.testing.holding import close, copies, double, generators, hold, same, shapes
+from fedlora.testing.holding import close, copies, double, generators, hold, same
 from fedlora.testing.truth import worst
 
 Truth = Callable[[Tensors, Sequence[Update]], Tensors]
@@ -34,7 +34,7 @@ class Case:
 
     strategy: Strategy
     kind: str
-    ranks: tuple[int, ...] = (4, 4, 4, 4)
+    ranks: tuple[int, ...] = (0, 0, 0, 0)  # as nodes set them; 0 leaves it to the method
     head: bool = True
     exact: bool = False
     weighted: bool = True
@@ -75,28 +75,14 @@ def defaults_exist(case: Case) -> None:
 
 
 def downloads_are_what_is_lacking(case: Case) -> None:
-    """A view that is asked for twice is the same, so that a client which holds it is sent
-    nothing."""
+    """Whoever came to a round, one client alone included, a view that is asked for twice is the
+    same, so that a client which holds it is sent nothing."""
     fed = case.federation()
-    for _ in range(2):
-        fed.step()
+    for participants in COME_AND_GO:
+        fed.step(participants)
         for client in fed.clients:
             one, other = (fed.view(client, fed.round()) for _ in range(2))
             same(one, other, "asked twice in a round, broadcast differs in")
-
-
-def the_state_keeps_its_shape(case: Case) -> None:
-    """Across rounds, one client alone included, names and shapes stay, and every value is finite; a
-    layer's residual and memory may come, go and grow."""
-    fed = case.federation()
-    begun = shapes(fed.state)
-    for participants in COME_AND_GO:
-        fed.step(participants)
-        now = shapes(fed.state)
-        changed = {k for k in begun.keys() | now.keys() if begun.get(k) != now.get(k)}
-        hold(not changed, f"aggregate changed names or shapes of {sorted(changed)}")
-        odd = sorted(k for k, t in fed.state.items() if not t.isfinite().all())
-        hold(not odd, f"after a round, not finite: {odd}")
 
 
 def what_is_uploaded_counts(case: Case) -> None:
@@ -128,7 +114,11 @@ def order_does_not_matter(case: Case) -> None:
     most = max(1e-6, torch.finfo(case.wire).eps if case.wire != torch.float32 else 0)
     for client in one.clients:
         error = worst(other.effective(client), one.effective(client))
-        hold(error < most, f"permuted clients change {client.id}'s model by {error:.1e}")
+        hold(
+            error < most,
+            f"permuted clients change {client.id}'s model by {error:.1e}, where rounding in fp32 "
+            f"explains {most:.0e}: their order decides something, or a hook computes in less",
+        )
 
 
 def weights_matter(case: Case) -> None:
@@ -256,7 +246,6 @@ PROMISES: tuple[Promise, ...] = (
     defaults_exist,
     downloads_are_what_is_lacking,
     a_run_goes_on_from_its_checkpoint,
-    the_state_keeps_its_shape,
     what_is_uploaded_counts,
     order_does_not_matter,
     weights_matter,

@@ -231,3 +231,21 @@ def test_a_mistake_is_no_want_of_values() -> None:
     with pytest.raises(MethodError, match=r"Broken\.aggregate raised ZeroDivisionError"):
         cost(config, strategy)
     assert trained_parameters(config, strategy) == ALL_OF_IT
+
+
+def test_a_rank_or_a_scale_that_is_none_is_no_cost() -> None:
+    """As a run would not start with it."""
+
+    class Halving(Strategy):
+        def rank(self, full, index, client, round):
+            return full / 2
+
+    class Unscaled(Strategy):
+        def scale(self, scaling, rank):
+            return float("inf")
+
+    given = {"model": {"name": str(CONFIGS / "roberta-base")}}
+    for method in (Halving, Unscaled):
+        config, strategy = settings.resolve(given, lambda name, method=method: method)
+        with pytest.raises(MethodError, match=rf"{method.__name__}\.(rank|scale) returned"):
+            cost(config, strategy)

@@ -89,6 +89,63 @@ class Integers(Strategy):
         return {k: t.long() for k, t in mean.items()}
 
 
+class Removing(Strategy):
+    """Takes a part out of the state, after which no client's update would fit."""
+
+    def aggregate(self, state, updates, round):
+        mean = super().aggregate(state, updates, round)
+        return {k: None if k.endswith(".A") else t for k, t in mean.items()}
+
+
+class Infinite(Strategy):
+    def aggregate(self, state, updates, round):
+        mean = super().aggregate(state, updates, round)
+        return {k: t / 0 for k, t in mean.items()}
+
+
+class Blinding(Strategy):
+    def broadcast(self, state, client, round):
+        return {k: t.log() for k, t in super().broadcast(state, client, round).items()}
+
+
+class Halving(Strategy):
+    def rank(self, full, index, client, round):
+        return full // 2
+
+
+class Multiplying(Strategy):
+    mixed_ranks = True
+
+    def rank(self, full, index, client, round):
+        return 100 * full
+
+
+class Fractional(Strategy):
+    mixed_ranks = True
+
+    def rank(self, full, index, client, round):
+        return full / 2
+
+
+class Uncut(Strategy):
+    """Says that ranks differ, and sends everybody everything."""
+
+    mixed_ranks = True
+
+    def rank(self, full, index, client, round):
+        return full // 2
+
+
+class Unscaled(Strategy):
+    def scale(self, scaling, rank):
+        return float("nan")
+
+
+class TensorScale(Strategy):
+    def scale(self, scaling, rank):
+        return torch.tensor(2.0)
+
+
 class Misspelt(Strategy):
     def agregate(self, state, updates, round):
         return {}

@@ -2,7 +2,8 @@
 
 Promise: a method is its author's code on trusted machines, but its mistakes show. What it declares
 to stay on a client is not handed to what sends; a hook that writes into what it was given, keeps
-something in itself, or returns what is no tensor of real numbers ends the run, which names it.
+something in itself, removes a part, or returns what is no tensor of finite real numbers, no rank
+that a client can have, or no scale, ends the run, which names it.
 """
 
 from pathlib import Path
@@ -38,6 +39,15 @@ MISTAKES = {
     "WritingAggregate": r"WritingAggregate\.aggregate wrote into ",
     "Assigning": r"Assigning\.aggregate assigned to self\.last.*server/last",
     "Integers": r"Integers\.aggregate returned int64",
+    "Removing": r"Removing\.aggregate returned None for .*\.A: that removes",
+    "Infinite": r"Infinite\.aggregate returned .* not finite",
+    "Blinding": r"Blinding\.broadcast returned .* not finite",
+    "Halving": r"Halving\.rank returned 2 for client books, and adapter\.rank is 4.*mixed_ranks",
+    "Multiplying": r"Multiplying\.rank returned 400 .* from 1 to adapter\.rank = 4",
+    "Fractional": r"Fractional\.rank returned 2\.0 .* not a whole number",
+    "Uncut": r"Uncut\.broadcast returned .* for books, whose rank is 2",
+    "Unscaled": r"Unscaled\.scale returned nan for rank 4, not a finite number",
+    "TensorScale": r"TensorScale\.scale returned tensor\(2\.\)",
     "Misspelt": r"Misspelt\.agregate is no hook.*did you mean 'aggregate'",
 }
 

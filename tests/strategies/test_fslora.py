@@ -132,7 +132,7 @@ def test_slices_go_back_where_they_came_from() -> None:
 
 def test_full_rank_is_fedit() -> None:
     """With k = r every round is FedIT's, to the bit."""
-    ours, fedit = Federation(METHOD), Federation(FedIT())
+    ours, fedit = Federation(METHOD, ranks=(4, 4, 4, 4)), Federation(FedIT())
     for participants in [(0, 1, 2, 3), (1, 2)]:
         for fed in (ours, fedit):
             fed.step(participants)

@@ -55,7 +55,7 @@ CASES = {
     "fedit-vera": Case(FEDIT, "vera", expected=mean),
     "fedsa": Case(FedSA(), "lora", expected=mean),
     "fedsa-vera": Case(FedSA(), "vera", expected=mean),
-    "fslora": Case(FSLoRA(), "lora", expected=mean),
+    "fslora": Case(FSLoRA(), "lora", ranks=(4, 4, 4, 4), expected=mean),
     "fslora-mixed": Case(FSLoRA(), "lora", ranks=(2, 4, 3, 1), expected=heads),
     "local": Case(LOCAL, "lora", expected=mean),
     "damped": Case(Damped(), "lora", expected=halfway),

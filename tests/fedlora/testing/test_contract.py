@@ -9,7 +9,8 @@ from pydantic import AfterValidator
 
 from fedlora import Strategy
 from fedlora.errors import MethodError
-from fedlora.testing import check_strategy
+from fedlora.tensors import part_of, select
+from fedlora.testing import Federation, check_strategy
 from fedlora.testing.promises import PROMISES
 from strategies.fslora import FSLoRA
 from tests.strategies.test_methods import Damped, halfway, mean
@@ -29,12 +30,6 @@ class Fickle(Strategy):
     def broadcast(self, state, client, round):
         view = super().broadcast(state, client, round)
         return {k: t + next(self.asked) for k, t in view.items()}
-
-
-class Forgetful(Strategy):
-    def aggregate(self, state, updates, round):
-        mean = super().aggregate(state, updates, round)
-        return mean | {k: None for k in mean if len(updates) == 1 and k.endswith(".B")}
 
 
 class First(Strategy):
@@ -99,7 +94,6 @@ BREACHES = {
     "defaults_exist": Wishful,
     "a_run_goes_on_from_its_checkpoint": Drawing,
     "downloads_are_what_is_lacking": Fickle,
-    "the_state_keeps_its_shape": Forgetful,
     "what_is_uploaded_counts": ForgetsTheHead,
     "order_does_not_matter": First,
     "weights_matter": Unweighted,
@@ -119,6 +113,37 @@ def test_a_breach_is_seen(promise) -> None:
         check_strategy(broken(), exact=promise.__name__ == "the_equation_holds")
     (note,) = found.value.__notes__
     assert note.endswith(promise.__doc__) and note.startswith(f"{broken.__name__} on lora")
+
+
+class ByLoss(Strategy):
+    """Weighs by what clients say beside their tensors."""
+
+    def aggregate(self, state, updates, round):
+        w = [u.weight / (1e-3 + u.metrics["loss"]) for u in updates]
+        pairs = list(zip(w, updates, strict=True))
+        return {k: sum(x / sum(w) * u.tensors[k] for x, u in pairs) for k in updates[0].tensors}
+
+
+class Mixed(Strategy):
+    """Gives half of the clients one direction of four, a row of A and a column of B."""
+
+    mixed_ranks = True
+
+    def rank(self, full, index, client, round):
+        return full if index % 2 else 1
+
+    def broadcast(self, state, client, round):
+        k, view = client.rank, super().broadcast(state, client, round)
+        cut = {"A": lambda t: t[:k], "B": lambda t: t[:, :k]}
+        return {name: cut.get(part_of(name), lambda t: t)(t) for name, t in view.items()}
+
+    def place(self, update, state, round):
+        k, placed = update.client.rank, dict(update.tensors)
+        for name, t in select(placed, {"A"}).items():
+            placed[name] = torch.cat([t, state[name][k:]])
+        for name, t in select(placed, {"B"}).items():
+            placed[name] = torch.cat([t, state[name][:, k:]], 1)
+        return placed
 
 
 class Bounds(Strategy):
@@ -161,6 +186,8 @@ def test_methods_that_keep_their_word() -> None:
     check_strategy(Unweighted(), weighted=False)
     check_strategy(Bounds())
     check_strategy(Untidy(), expected=mean)
+    check_strategy(ByLoss())
+    check_strategy(Mixed())
 
 
 @pytest.mark.parametrize("wrong", [mean, lambda state, updates: {"layer.0.query.C": state["x"]}])
@@ -185,3 +212,21 @@ def test_a_view_that_differs_when_asked_twice_is_seen() -> None:
     """It would be sent again and again."""
     with pytest.raises(AssertionError, match="asked twice"):
         check_strategy(Fickle())
+
+
+def test_a_nan_is_like_a_nan() -> None:
+    """A hook that finds one in its state and leaves it alone has not written it."""
+    fed = Federation(Strategy())
+    fed.state = {k: t * torch.nan for k, t in fed.state.items()}
+    assert all(t.isnan().all() for t in fed.view(fed.clients[0], fed.round()).values())
+
+
+def test_half_precision_is_told_as_one_cause() -> None:
+    """Rounded to fp16, sums in another order are others."""
+
+    class Half(Strategy):
+        def aggregate(self, state, updates, round):
+            return {k: t.half() for k, t in super().aggregate(state, updates, round).items()}
+
+    with pytest.raises(AssertionError, match="computes in less"):
+        check_strategy(Half())

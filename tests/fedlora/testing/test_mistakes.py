@@ -154,6 +154,75 @@ MISTAKES = {
     ),
     "a part that is none": ("trained = {'A', 'C'}", r"Mine\.trained names C, a part that no"),
     "parts with a type": ("shared: set[str] = {'A'}", r"Mine\.shared has a type beside it"),
+    "aggregate removes a part in some round": (
+        """
+        def aggregate(self, state, updates, round):
+            mean = super().aggregate(state, updates, round)
+            return mean | {k: None for k in mean if len(updates) == 1 and k.endswith(".B")}
+        """,
+        r"Mine\.aggregate returned None for layer\.0\.query\.B",
+    ),
+    "aggregate is not finite": (
+        """
+        def aggregate(self, state, updates, round):
+            return {k: t / 0 for k, t in super().aggregate(state, updates, round).items()}
+        """,
+        r"Mine\.aggregate returned .* not finite",
+    ),
+    "begin is not finite": (
+        "def begin(self, base): return {k: t.log() for k, t in base.initial().items()}",
+        r"Mine\.begin returned .* not finite",
+    ),
+    "place is not finite": (
+        "def place(self, update, state, round): return {k: t / 0 for k, t in state.items()}",
+        r"Mine\.place returned .* not finite",
+    ),
+    "broadcast is not finite": (
+        "def broadcast(self, state, client, round): return {k: t / 0 for k, t in state.items()}",
+        r"Mine\.broadcast returned .* not finite",
+    ),
+    "upload is not finite": (
+        "def upload(self, tensors, client, round): return {k: t / 0 for k, t in tensors.items()}",
+        r"Mine\.upload returned .* not finite",
+    ),
+    "a mean beyond fp32": (
+        """
+        def place(self, update, state, round):
+            side = 1 if update.client.id == "client-0" else -1
+            return {k: torch.full_like(t, 3e38 * side) for k, t in state.items()}
+        """,
+        r"Mine\.place returned .* not finite",
+    ),
+    "broadcast leaves out what is sent up": (
+        """
+        def broadcast(self, state, client, round):
+            return {k: t for k, t in state.items() if not k.endswith(".B")}
+        """,
+        r"Mine\.broadcast leaves out layer\.0\.output\.B, layer\.0\.query\.B, which clients",
+    ),
+    "upload sends what has moved": (
+        """
+        def upload(self, tensors, client, round):
+            return {k: t for k, t in tensors.items() if t.any()}
+        """,
+        r"Mine\.upload sends layer\.0\.output\.B.* not depend on values",
+    ),
+    "rank is none": ("def rank(self, full, *_): return full / 2", r"Mine\.rank returned 2\.0"),
+    "ranks differ unsaid": ("def rank(self, full, *_): return 1", r"Mine\.rank .*mixed_ranks"),
+    "ranks differ and nothing is cut": (
+        "mixed_ranks = True\ndef rank(self, full, index, *_): return full - index % 2",
+        r"Mine\.broadcast returned layer\.0\.query\.A in shape \(4, 40\) for client-1",
+    ),
+    "scale is none": ("def scale(self, scaling, rank): return 0", r"Mine\.scale returned 0"),
+    "an error of its own about meta": (
+        """
+        def aggregate(self, state, updates, round):
+            if next(iter(state.values())).is_meta:
+                raise KeyError("metadata")
+            return super().aggregate(state, updates, round)
+        """,
+        r"Mine\.aggregate raised KeyError: 'metadata'",
+    ),
     "place is a hook that fails": (
         "def place(self, update, state, round): return {k: t @ t for k, t in state.items()}",
         r"Mine\.place raised RuntimeError",

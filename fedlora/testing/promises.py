@@ -116,7 +116,7 @@ def order_does_not_matter(case: Case) -> None:
         error = worst(other.effective(client), one.effective(client))
         hold(
             error < most,
-            f"permuted clients change {client.id}'s model by {error:.1e}, where rounding in fp32 "
+            f"permuted clients change {client.id}'s model by {error:.1e}, where rounding "
             f"explains {most:.0e}: their order decides something, or a hook computes in less",
         )
 

@@ -13,8 +13,8 @@ from server.identity import Claim
 class Member:
     """One client. `index` counts clients as they joined; `tag` and `manifest` are the view that it
     acknowledged last; `own` is the round of its last accepted training, of which it uses what it
-    kept; `spent` is what it said last of its privacy budget and `unheard` in how many rounds since
-    it was asked to train and said nothing of it; `holder` and `proof` are whose id this is, as
+    kept; `spent` is the most that it said of its privacy budget and `unheard` how many rounds, in
+    which it was asked to train, that leaves out; `holder` and `proof` are whose id this is, as
     `server.identity` knows it."""
 
     index: int

@@ -139,6 +139,8 @@ class Phase:
 
     def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
         member, members = self.roster.members[client], len(self.roster.members)
+        privacy = self.config.privacy
+        planned = participations(self.config.run, members) if privacy.on else 0
         view = view_of(self.strategy, self.trained, state, member, client, round)
         held = manifest(view, self._digest)
         patch = difference(view, held, member.manifest, self._digest)
@@ -157,8 +159,8 @@ class Phase:
             own=member.own,
             drop=patch.drop,
             tails=patch.tails,
-            planned=participations(self.config.run, members) if self.config.privacy.on else 0,
-            spent=history(member),
+            planned=planned,
+            spent=history(member, self.config, planned) if privacy.local else [],
             server_rows=server_rows,
         )
         self.sent[client] = Sent(view, held, tag)

@@ -7,20 +7,26 @@ from collections.abc import Mapping
 from fedlora.config import Config
 from fedlora.config.privacy import Privacy
 from fedlora.errors import UserError
-from fedlora.privacy import accounting
+from fedlora.privacy import accounting, plan
 from fedlora.runs import Row
 from server.roster import Member, Roster
 
-MECHANISM = ("delta", "noise_multiplier", "sample_rate", "steps")
+# Of two accounts of one client, that of each which stands for the larger ε.
+WORSE = {"delta": min, "noise_multiplier": min, "sample_rate": max, "steps": max}
 STATISTICS = ("clipped", "gradient_norm")
+LARGEST = 1e6  # the largest σ that a client believes; below NOISELESS ε is infinite anyway
 SLACK = 1e-6  # relative; two machines may round ε differently
 
 
-def note(member: Member, metrics: Mapping[str, float], status: str, privacy: Privacy) -> None:
+def note(member: Member, metrics: Mapping[str, float], status: str, config: Config) -> None:
     """Remember what a client said of its budget in answer to an order to train, whether its update
     is used or not. One that answers and does not say its ε, or one that does not follow from the
     rest, has no known one; one that fails may have spent a round's, unless it says that it sits out
     for want of budget.
+
+    An account never shrinks: a client may have lost its own, or an older copy is in its place.
+    Where it says less than it said before, the worse of both counts; and rounds in which it was
+    asked and said nothing are unheard until the steps that it says cover them.
 
     Args:
         metrics: possible ones, see `server.metrics`; an infinite ε does not travel.
@@ -28,21 +34,22 @@ def note(member: Member, metrics: Mapping[str, float], status: str, privacy: Pri
     """
     if status == "spent":
         return
-    if status != "ok":
-        member.unheard += 1
-        return
-    member.unheard = 0
-    told = {k: metrics[k] for k in MECHANISM if k in metrics}
+    told = {k: metrics[k] for k in WORSE if k in metrics} if status == "ok" else {}
     positive = all(told.get(k, 0.0) > 0 for k in ("delta", "sample_rate", "steps"))
     if not positive or "noise_multiplier" not in told:
-        member.spent = {**member.spent, "epsilon": None}
+        member.unheard += 1
+        if status == "ok":
+            member.spent = {**member.spent, "epsilon": None}
         return
-    epsilon = metrics.get("epsilon")
-    # The numerical accountant takes a second, and is below the other: it is taken at its word.
-    if epsilon is not None and privacy.accountant == "rdp":
-        follows = _epsilon(told, 0, privacy)
-        epsilon = epsilon if follows is not None and epsilon >= follows * (1 - SLACK) else None
-    member.spent = {"epsilon": epsilon, **told}
+    before, round = member.spent, config.train.steps_a_round(member.examples)
+    account = {k: WORSE[k](t, t if (b := before.get(k)) is None else b) for k, t in told.items()}
+    due = (before.get("steps") or 0.0) + (member.unheard + 1) * round
+    member.unheard = max(0, math.ceil((due - account["steps"]) / round))
+    epsilon = _said(metrics.get("epsilon"), told, config.privacy)
+    if epsilon is not None and account != told:
+        bound = _epsilon(account, 0, config.privacy)
+        epsilon = None if bound is None else max(epsilon, bound)
+    member.spent = {"epsilon": epsilon, **account}
 
 
 def told(member: Member, metrics: Mapping[str, float]) -> Row:
@@ -54,11 +61,27 @@ def told(member: Member, metrics: Mapping[str, float]) -> Row:
     return known | {"steps": int(known["steps"]) if "steps" in known else None}
 
 
-def history(member: Member) -> list[float]:
-    """σ, q and steps as a client said them last, for one that lost its own account; else empty."""
-    known = (member.spent.get(k) for k in ("noise_multiplier", "sample_rate", "steps"))
-    found = [x for x in known if x is not None]
-    return found if len(found) == 3 else []
+def history(member: Member, config: Config, planned: int) -> list[float]:
+    """σ, q and steps that a client has spent at most, for one that lost its own account: as it said
+    them, and what it was asked for since; the plan's σ and q where it never said any. Empty where
+    it was never asked. No more than the run's steps, which is all that it believes.
+
+    Args:
+        planned: the rounds that it is told to plan for.
+    """
+    round = config.train.steps_a_round(member.examples)
+    sigma, rate, steps = (member.spent.get(k) for k in ("noise_multiplier", "sample_rate", "steps"))
+    if sigma is None or rate is None:
+        if not member.unheard:
+            return []
+        try:
+            made = plan.client_mechanism(config, member.examples, planned)
+        except UserError:  # as for the client itself, which can train nothing then
+            return []
+        sigma, rate = made.noise_multiplier, made.sample_rate
+    most = (steps or 0.0) + member.unheard * round
+    sigma = min(max(sigma, accounting.NOISELESS), LARGEST)
+    return [sigma, rate, math.floor(min(most, config.run.rounds * round))]
 
 
 def largest(roster: Roster, config: Config) -> Row:
@@ -89,7 +112,17 @@ def _bound(member: Member, config: Config) -> float | None:
     if not member.spent:
         return None
     more = member.unheard * config.train.steps_a_round(member.examples)
-    return _epsilon(member.spent, more, config.privacy)
+    found = _epsilon(member.spent, more, config.privacy)
+    return None if found is None else max(said or 0.0, found)
+
+
+def _said(epsilon: float | None, told: Mapping[str, float], privacy: Privacy) -> float | None:
+    """A client's own ε, None where it is less than what follows from the rest. The numerical
+    accountant takes a second, and is below the other: it is taken at its word."""
+    if epsilon is None or privacy.accountant != "rdp":
+        return epsilon
+    follows = _epsilon(told, 0, privacy)
+    return epsilon if follows is not None and epsilon >= follows * (1 - SLACK) else None
 
 
 def _epsilon(told: Mapping[str, float | None], more: int, privacy: Privacy) -> float | None:

@@ -4,6 +4,7 @@ bound, wherever people read it; numbers are rounded up."""
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fedlora import report, tables, wire
+import strategies
+from fedlora import report, settings, tables, wire
 from fedlora.page.collect import read
 from fedlora.page.html import page
 from fedlora.privacy.accounting import epsilon
@@ -21,14 +23,16 @@ from fedlora.tracking.series import Series
 from fedlora.wire import Parcel
 from server.card import card
 from server.promise import promise
-from server.roster import Member
-from server.spending import note
+from server.roster import Member, Roster
+from server.spending import largest, note
 from simulations import compare
-from tests.federation import Meddler, Ran, World, federate, meddled
+from tests.federation import Meddler, Ran, Watch, World, federate, meddled
 
 SHORT = {"run__rounds": 2, "train__steps": 2, "data__holdout": 0.2}
 SIGMA = {**SHORT, "privacy__noise_multiplier": 2.0}
 TARGET = {**SHORT, "privacy__epsilon": 4.0}
+GIVEN = {"train": {"steps": 2, "batch_size": 8}, "privacy": {"noise_multiplier": 1.0}}
+CONFIG, _ = settings.resolve(GIVEN, strategies.load)
 FILMS, SHOPS = 2, 3  # shops has the fewest rows, and spends most
 
 
@@ -128,6 +132,72 @@ def test_a_client_that_failed_may_have_spent_all_the_same(world: World, tmp_path
     assert sits.row(2)["epsilon"] == max(r["epsilon"] for r in sits.rows("client"))
 
 
+def less(reply: Message) -> Message:
+    """From round 2 on every client claims less than it spent, in itself consistent."""
+    if reply.metadata.message_type == "train" and reply.metadata.group_id != "1":
+        parcel = wire.unpack(reply.content)
+        said = parcel.metrics | {"noise_multiplier": 50.0, "steps": 1.0}
+        said["epsilon"] = epsilon([(50.0, said["sample_rate"], 1)], said["delta"]) + 1e-6
+        parcel.metrics = said
+        reply.content = wire.pack(parcel)
+    return reply
+
+
+def test_an_account_never_shrinks(world: World, tmp_path: Path) -> None:
+    """A client may put an older account in place of its own, or claim more noise: the worse of what
+    it said counts, and each round in which it was asked since."""
+    ran = federate(world, tmp_path, "fedit", grid=Meddler(less), **{**SIGMA, "run__rounds": 3})
+    shops = ran.row(1, "shops")
+    truth = [(shops["noise_multiplier"], shops["sample_rate"], 6)]
+    assert ran.row(3)["epsilon"] == pytest.approx(epsilon(truth, shops["delta"]))
+    assert [r["epsilon"] for r in ran.rows()] == sorted(r["epsilon"] for r in ran.rows())
+
+
+@pytest.mark.parametrize(("given", "quiet"), [(SIGMA, "23"), (SIGMA, "123"), (TARGET, "23")])
+def test_a_lost_disk_hides_no_round(
+    world: World, tmp_path: Path, given: dict[str, Any], quiet: str
+) -> None:
+    """A client trains, its answers are lost, and then its disk: the server, which does not know
+    whether it paid, tells it of all rounds in which it was asked, whether or not it ever said
+    anything; and no more than a run can have, which it would not believe."""
+
+    def lose(number: int, phase: str) -> None:
+        if (number, phase) == (4, "train"):
+            for path in (tmp_path / "run" / "clients").iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    grid = failing(set(quiet), Parcel({"status": "error", "reason": "no"}))
+    last = {**given, "run__rounds": 4}
+    ran = federate(world, tmp_path, "fedit", grid=grid, watch=Watch(lose), **last)
+    shops = ran.row(4, "shops")
+    assert ran.row(4)["clients"] == 3 and shops["steps"] == 8
+    whole = epsilon([(shops["noise_multiplier"], shops["sample_rate"], 8)], shops["delta"])
+    assert shops["epsilon"] == pytest.approx(whole)
+    assert ran.row(4)["epsilon"] >= shops["epsilon"]
+
+
+ACCOUNTS = some.tuples(some.sampled_from([0.5, 1.0, 50.0]), some.integers(1, 12))
+
+
+@given(ACCOUNTS, some.lists(some.one_of(some.just(None), ACCOUNTS), max_size=6))
+def test_whatever_it_says_later_epsilon_never_falls(
+    first: tuple[float, int], later: list[tuple[float, int] | None]
+) -> None:
+    """Accounts that are consistent, in any order, with failures between them; and ε is that of
+    every round in which it was asked, at least, at the σ that it said at first."""
+    member, roster, before = Member(0, 40, 4, 2.0), Roster(), 0.0
+    roster.members["it"] = member
+    for number, said in enumerate([first, *later], 1):
+        metrics: dict[str, float] = {}
+        if said:
+            metrics = {"noise_multiplier": said[0], "steps": float(said[1]), "sample_rate": 0.2}
+            metrics |= {"delta": 0.01, "epsilon": epsilon([(said[0], 0.2, said[1])], 0.01)}
+        note(member, metrics, "ok" if said else "error", CONFIG)
+        now = largest(roster, CONFIG)["epsilon"]
+        assert now >= before and now >= epsilon([(first[0], 0.2, 2 * number)], 0.01)
+        before = now * (1 - 1e-9)
+
+
 def test_the_bound_holds_for_every_client(world: World, tmp_path: Path) -> None:
     """The largest ε goes with the largest δ: clients of fewer rows have a larger one."""
     ran = federate(world, tmp_path, "fedit", **SIGMA)
@@ -148,11 +218,10 @@ def test_numbers_are_rounded_up(delta: float, epsilon: float) -> None:
                                             "steps"]), some.floats(-1, 1e9)))  # fmt: skip
 def test_whatever_a_client_says_is_no_smaller_than_what_follows(metrics: dict[str, float]) -> None:
     """An ε that is believed is at least that of the rest that it said; and it is JSON."""
-    from fedlora.config.privacy import Privacy
     from server.metrics import sane
 
     member = Member(0, 40, 4, 2.0)
-    note(member, sane(metrics, 40, 0.1), "ok", Privacy(noise_multiplier=1.0))
+    note(member, sane(metrics, 40, 0.1), "ok", CONFIG)
     json.dumps(member.spent, allow_nan=False)
     if (said := member.spent["epsilon"]) is not None:
         sigma, rate, steps, delta = (

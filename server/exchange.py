@@ -96,8 +96,17 @@ class Exchange:
             else:
                 self._unsent.append(m.metadata.dst_node_id)
 
-    def answers(self) -> Iterator[Answer]:
-        """Every node's answer once; those that are still missing at the deadline say so."""
+    @property
+    def open(self) -> bool:
+        """Whether some node has not answered yet."""
+        return bool(self._open or self._unsent)
+
+    def answers(self, wait: bool = True) -> Iterator[Answer]:
+        """Every node's answer once; those that are still missing at the deadline say so.
+
+        Args:
+            wait: else only those that are there; a later call goes on.
+        """
         pause = FASTEST
         while True:
             self._fill()
@@ -123,6 +132,8 @@ class Exchange:
                 self._open = {}
                 for node in late:
                     yield Answer(node, None, "no reply before the deadline")
+            elif not (replies or wait):
+                return
             elif not replies and self._open and not self._waits:
                 with profile.span("wait"):
                     time.sleep(pause)

@@ -148,7 +148,8 @@ def test_the_first_to_come_goes_and_the_real_one_is_asked(ran: Ran) -> None:
     first, films = Node("films", new()), Node("films", new())
     grid = Nodes(known, {1: Node("books", new()), 2: first, 3: films})
     greeter = Greeter(grid, ran.resident, Roster(), Watch(), "run")  # type: ignore[arg-type]
-    greeter._hello([1, 2, 3])
+    greeter._ask([1, 2, 3])
+    greeter._hear()
     assert greeter.roster.nodes["films"] == 2 and not greeter.roster.members
     greeter._greeted = {1, 2, 3}
     assert come(greeter, grid, {1: grid.nodes[1], 3: films}) == {"books": 1, "films": 3}

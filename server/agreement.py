@@ -14,7 +14,9 @@ from fedlora.untrusted import named
 from server.identity import Claim
 from server.roster import Member, Roster
 
-LONGEST = 200  # bytes of an id in a file's name, beside what else stands there
+# Bytes of an id in a file's name: with update- and .safetensors around it, a name that travels
+# (`server.delivery`) has up to 200.
+LONGEST = 181
 MOST = 10**9  # training rows that a client may say it has
 
 

@@ -63,7 +63,8 @@ class Coordinator:
 
     def serve(self) -> None:
         """Run all rounds, from the last whole checkpoint where there is one. Raises Failed where no
-        client's update was used in any of them."""
+        client's update was used in any of them (under central privacy that may depend on who was
+        drawn, which nobody is to know: then a run of noise alone is a run)."""
         checkpoint, wrong = self.run.resume()
         for line in wrong:
             self.observer.note(line)
@@ -88,7 +89,13 @@ class Coordinator:
                 self._round(number, aside)
         if self.central:
             self.central.close()
-        self.use.check()
+        if not self._by_chance:
+            self.use.check()
+
+    @property
+    def _by_chance(self) -> bool:
+        """Whether what came of the clients that were asked would tell who was drawn."""
+        return self.central is not None and self.central.draws
 
     def _remember(self, checkpoint: Checkpoint) -> None:
         if "roster" not in checkpoint.memory:
@@ -136,8 +143,9 @@ class Coordinator:
             keep_updates(phase.sent, outcome.inbox, aside)
         self._aggregate(outcome.inbox, number)
         outcome.inbox.clear()
-        missing, there = outcome.failed | outcome.dropped, len(self.roster.present())
-        self.use.round(clients, missing, outcome.wrong, there)
+        self.use.round(clients, outcome.failed | outcome.dropped, outcome.wrong)
+        if not self._by_chance:
+            self.use.blamed(self.roster.present())
 
         asked = [] if self.central else sorted(weights)  # under central privacy no score is told
         found, scores = self._evaluate(phase, asked, number)
@@ -179,9 +187,9 @@ class Coordinator:
         for reply in phase.run(clients, self.state, round):
             reason = plain(reply.reason or self._fault(phase, reply, round))
             metrics = reply.parcel.metrics if reply.parcel else {}
-            status, privacy = "ok" if reply.parcel else reply.status, self.config.privacy
-            if privacy.local:
-                note(self.roster.members[reply.client], metrics, status, privacy)
+            status = "ok" if reply.parcel else reply.status
+            if self.config.privacy.local:
+                note(self.roster.members[reply.client], metrics, status, self.config)
             loss = metrics.get("loss")
             self.about_clients.client(number, "train", reply.client, loss, reason or None)
             if reply.parcel and not reason:

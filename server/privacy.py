@@ -38,6 +38,11 @@ class Central:
         self.ledger = Ledger(run.path / "privacy.json")
         self._sampled, self._noised = (run.path / name for name in KEPT)
 
+    @property
+    def draws(self) -> bool:
+        """Whether it is chance who is asked."""
+        return self.ledger.mechanism is not None and self.ledger.mechanism.sample_rate < 1
+
     def sample(self, present: list[str], state: Tensors, number: int) -> list[str]:
         """Each client with chance q, whoever else is in (Poisson sampling)."""
         mechanism = self.ledger.mechanism or self.ledger.plan(

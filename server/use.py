@@ -36,15 +36,12 @@ class Use:
         """For a checkpoint's memory."""
         return {"use": asdict(self)}
 
-    def round(
-        self, asked: Collection[str], missing: Mapping[str, str], wrong: set[str], there: int
-    ) -> None:
-        """Note what a round's clients gave. Raises MethodError where the method's mistake is plain:
-        no client has ever given a usable update, all that were asked blame the method, and it is
-        not the word of a single one, unless only one is there.
+    def round(self, asked: Collection[str], missing: Mapping[str, str], wrong: set[str]) -> None:
+        """Note what a round's clients gave.
 
         Args:
             missing: those that gave no usable update, and why.
+            wrong: of those, who blamed the method.
         """
         self.given |= len(missing) < len(asked)
         if self.given:
@@ -52,8 +49,13 @@ class Use:
             return
         self.reasons |= missing
         self.wrong = sorted({*self.wrong, *wrong})
-        if asked and len(wrong) == len(asked) and len(self.wrong) >= min(2, there):
-            said = "every client that was asked blames the method: its own log says more"
+
+    def blamed(self, present: Collection[str]) -> None:
+        """Raises MethodError where the method's mistake is plain: no client has ever given a usable
+        update, and each that is there has blamed the method. Fewer may be lying; what they say is
+        in the end's reasons, if nobody else trains either."""
+        if present and not self.given and set(present) <= set(self.wrong):
+            said = "every client that is there blames the method: its own log says more"
             raise MethodError(said if self.discreet else self._said("\n"))
 
     def check(self) -> None:

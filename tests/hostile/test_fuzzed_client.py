@@ -228,6 +228,23 @@ def test_a_liar_cannot_blame_the_method(world: World, tmp_path: Path, failing: R
         federate(world, tmp_path / "all", "fedit", grid=Meddler(trained(blame)), **SHORT)
 
 
+def test_neither_can_two(world: World, tmp_path: Path) -> None:
+    """Where one is asked a round, whoever is drawn first: the run goes on until each that is there
+    has blamed the method."""
+
+    def blame(reply: Message) -> Message:
+        if reply.metadata.message_type == "train" and reply.metadata.src_node_id != 1:
+            reply.content = wire.pack(Parcel({"status": "wrong", "reason": "no"}))
+        return reply
+
+    for seed in (11, 19):  # which draw both before anybody else
+        given = {"run__rounds": 3, "run__clients_per_round": 1, "run__seed": seed}
+        ran = federate(
+            world, tmp_path / str(seed), "fedit", grid=Meddler(blame), **{**SHORT, **given}
+        )
+        assert {r["client"] for r in ran.rows("client")} == {"books", "films", "shops"}
+
+
 def test_an_error_in_flowers_own_words(world: World, tmp_path: Path, failing: Ran) -> None:
     """A node may answer with an error of any code and text."""
 

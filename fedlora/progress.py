@@ -41,11 +41,12 @@ class Progress(Observer):
     """Shows a run on `console`. A context manager: bars are taken down and the log closed at exit.
 
     A terminal gets a bar over rounds and one over the phase's clients, and in lines above them
-    what went wrong; anything else a line a round too. `log` (appended to) gets every line, dated.
+    what went wrong; anything else a line a round too. `log` (appended to) gets every line, dated
+    unless how long a round takes is a secret.
     """
 
-    def __init__(self, rounds: int, console: Console, log: Path | None) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int, console: Console, log: Path | None, dated: bool = True) -> None:
+        self.rounds, self.dated = rounds, dated
         self.console = console
         self.live = console.is_terminal and not console.is_dumb_terminal
         self.file = log.open("a", encoding="utf-8", buffering=1) if log else None
@@ -122,4 +123,5 @@ class Progress(Observer):
         if shown:
             self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self.file:
-            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            now = time.strftime("%Y-%m-%d %H:%M:%S ") if self.dated else ""
+            self.file.write(f"{now}{line}\n")

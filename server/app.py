@@ -54,7 +54,8 @@ def _printed(grid: Grid, flat: dict[str, Any]) -> None:
     config, strategy = _resolved(settings.from_flat(flat))
     resident = Resident(config, strategy)
     run = RunDir.create(config)
-    with Progress(config.run.rounds, Console(), run.path / "log.txt") as observer:
+    dated = not config.privacy.central
+    with Progress(config.run.rounds, Console(), run.path / "log.txt", dated) as observer:
         nodes, clients = len(list(grid.get_node_ids())), len(resident.federation.clients)
         if nodes < clients:
             observer.note(
@@ -122,8 +123,9 @@ def _fixed(config: Config) -> dict[str, Any]:
 
 
 def _serve(grid: Grid, resident: Resident, run: RunDir, events: Events) -> None:
-    quiet = Console(quiet=True)
-    with Progress(resident.config.run.rounds, quiet, run.path / "log.txt") as events.log:
+    config, log = resident.config, run.path / "log.txt"
+    dated = not config.privacy.central
+    with Progress(config.run.rounds, Console(quiet=True), log, dated) as events.log:
         coordinator = Coordinator(grid, resident, run, events)
         coordinator.serve()
     finish(resident, run, coordinator.state)

@@ -29,7 +29,7 @@ from simulations import compare
 from simulations.run import Watch, pool, simulate
 from strategies import load
 
-Watched = Callable[[int], Watch]  # of a run of so many rounds
+Watched = Callable[[Config], Watch]  # of a run that is so configured
 DEFAULT = ("fedit", "ffa", "fedex", "fedsa", "fedsb", "fslora")
 
 
@@ -155,7 +155,7 @@ def carry_out(
             for one in left:
                 rounds, seed = one.config.run.rounds, one.config.run.seed
                 say(f"{one.method}, seed {seed}: {rounds} rounds")
-                run = simulate(one.config, one.strategy, workers, watch(rounds), one.run)
+                run = simulate(one.config, one.strategy, workers, watch(one.config), one.run)
                 found = compare.result(
                     one.method, compare.rounds(one.method, run), one.config, one.trained_parameters
                 )

@@ -76,10 +76,11 @@ def resumed(name: str, tree: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return found, settings.merged(saved, rounds)
 
 
-def watch(rounds: int) -> Any:
+def watch(given: Any) -> Any:
+    """Who watches a run of this configuration, once it is told where the log is."""
     from fedlora.progress import Progress
 
-    return lambda log: Progress(rounds, Console(), log)
+    return lambda log: Progress(given.run.rounds, Console(), log, not given.privacy.central)
 
 
 # Each adds its commands to the app.

@@ -49,7 +49,7 @@ def _federated(arguments: list[str] | None, resume: str | None) -> Any:
         previous, tree = resumed(resume, tree)
     config, strategy = settings.resolve(tree, load)
     with pool(config) as workers:
-        done = simulate(config, strategy, workers, watch(config.run.rounds), previous)
+        done = simulate(config, strategy, workers, watch(config), previous)
     tell(done, Console())
     return done
 

@@ -40,6 +40,12 @@ def check(config: Config, strategy: Strategy) -> None:
             "run.keep = updates would keep clients' updates as they came, which privacy.mode = "
             "central protects and hands to nobody: use run.keep = latest or all"
         )
+    if privacy.central and (live := sorted({"wandb", "mlflow"} & {*config.run.track})):
+        raise UserError(
+            f"run.track = {', '.join(live)} keeps when each round came, and how long a round took "
+            "tells how many clients were in it, which privacy.mode = central keeps secret: use "
+            "run.track = tensorboard, or none"
+        )
     if privacy.engine == "hooks" and config.adapter.kind == "vera":
         raise UserError(
             "privacy.engine = hooks cannot make gradients of VeRA's vectors row by row: use "

@@ -38,7 +38,8 @@ class Tracking:
         self.run, self.note = run, note
         self.names: tuple[str, ...] = tuple(dict.fromkeys(config.run.track))
         tags = {"method": config.method, "model": config.model.name}
-        self.facts = Facts(run.path, run.experiment, run.path.name, tags, settings.to_flat(config))
+        flat, timeless = settings.to_flat(config), config.privacy.central
+        self.facts = Facts(run.path, run.experiment, run.path.name, tags, flat, timeless)
         self.series = Series()
         self.open: dict[str, Tracker] = {}
 

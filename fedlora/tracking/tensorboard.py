@@ -23,8 +23,9 @@ class Tracker(tracker.Tracker):
         folder.mkdir()
         # Not SummaryWriter, which writes in a thread of its own: a full disk is to be heard of.
         self.writer = EventsWriter(str(folder / "events"))
+        self.start = time.time() if facts.timeless else None
         start = SessionLog(status=SessionLog.START)  # a TensorBoard that runs drops what it has
-        self.writer.write_event(Event(session_log=start, step=0, wall_time=time.time()))
+        self.writer.write_event(Event(session_log=start, step=0, wall_time=self._time(0)))
         *begin, self.end = hparams({**facts.tags, **facts.settings}, {"round/score": 0})
         for summary in begin:
             self._write(summary, 0)
@@ -41,4 +42,8 @@ class Tracker(tracker.Tracker):
         self.writer.close()
 
     def _write(self, summary: Summary, round: int) -> None:
-        self.writer.write_event(Event(summary=summary, step=round, wall_time=time.time()))
+        self.writer.write_event(Event(summary=summary, step=round, wall_time=self._time(round)))
+
+    def _time(self, round: int) -> float:
+        """Now; or, where that is a secret, as if each round took a second."""
+        return time.time() if self.start is None else self.start + round

@@ -10,13 +10,15 @@ Value = bool | int | float | str
 @dataclass(frozen=True)
 class Facts:
     """What a tracker is told of a run at its start: the directory, the experiment's id (another
-    for each run, the same when it is resumed), a name, tags, the configuration by dotted key."""
+    for each run, the same when it is resumed), a name, tags, the configuration by dotted key, and
+    whether times that tell how long a round took are a secret."""
 
     folder: Path
     id: str
     name: str
     tags: Mapping[str, str]
     settings: Mapping[str, Value]
+    timeless: bool = False
 
 
 class Tracker:

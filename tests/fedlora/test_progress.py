@@ -82,6 +82,14 @@ def test_the_log_is_the_same_everywhere(tmp_path: Path, terminal: bool) -> None:
     assert [dated.fullmatch(line)[1] for line in log] == LINES * 2  # type: ignore[index]
 
 
+def test_a_log_may_be_without_time(tmp_path: Path) -> None:
+    """Where how long a round takes is a secret."""
+    log = tmp_path / "run.log"
+    with Progress(5, Console(quiet=True), log, dated=False) as watcher:
+        play(watcher)
+    assert log.read_text(encoding="utf-8").splitlines() == LINES
+
+
 def test_a_failing_run_ends_bars_and_log() -> None:
     """An error passes through, and the terminal is put back as it was."""
     out = io.StringIO()

@@ -3,24 +3,31 @@ part in a round, or how many, nor any update before its noise."""
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 from rich.console import Console
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fedlora import report
+import strategies
+from fedlora import report, settings, wire
 from fedlora.errors import UserError
 from fedlora.page.collect import read
 from fedlora.page.html import page
 from fedlora.runs import RunDir
 from fedlora.wire import Parcel
+from server import app as server_app
 from server.card import card
 from server.delivery import Incoming, manifest, parts
 from server.result import finish, tell
 from simulations import compare
+from simulations.grid import InProcessGrid
+from simulations.pool import Pool
 from simulations.results import latest, speaking
 from tests.federation import Crash, Meddler, Ran, Watch, World, crash_at, federate, meddled
 
@@ -153,6 +160,60 @@ def test_updates_are_not_kept(world: World, tmp_path: Path) -> None:
     """run.keep = "updates" would hand them to the submitter without noise."""
     with pytest.raises(UserError, match=r"run\.keep = updates"):
         federate(world, tmp_path, "fedit", run__keep="updates", **CENTRAL)
+
+
+def test_tensorboard_tells_no_time(everything: tuple[Ran, Everything]) -> None:
+    """How long a round took tells how many were in it: events are a second apart."""
+    ran, _ = everything
+    (path,) = (ran.run.path / "tensorboard").iterdir()
+    events = [e for e in EventFileLoader(str(path)).Load() if not e.file_version]
+    began = {e.wall_time - e.step for e in events}
+    assert len(began) == 1 and {e.step for e in events} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("more", [{}, {"submit.run": "one"}])
+def test_the_log_tells_no_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """Its lines have none, where a run's usually have it."""
+    monkeypatch.setenv("FEDLORA_RUNS", str(tmp_path / "runs"))
+    flat = {k.replace("__", ".", 1): v for k, v in {**CENTRAL, "run__rounds": 1}.items()}
+    tree = world.tree(tmp_path / "runs", {"strategy.name": "fedit", **flat})
+    config, _ = settings.resolve(tree, strategies.load)
+    grid = InProcessGrid(config, 3, tmp_path / "clients", Pool(0, 1))
+    given = {**settings.to_flat(config), **more}
+    server_app.main(grid, Context(1, 1, {}, RecordDict(), given))
+    (log,) = (tmp_path / "runs").glob("*/log.txt")
+    lines = log.read_text("utf-8").splitlines()
+    assert any(line.startswith("round 1/1: score") for line in lines)
+    assert not any(re.search(r"\d\d:\d\d", line) for line in lines)
+
+
+@pytest.mark.parametrize("live", ["wandb", "mlflow"])
+def test_trackers_that_keep_times_are_refused(world: World, tmp_path: Path, live: str) -> None:
+    """They stamp what they are given with the time at which it comes."""
+    with pytest.raises(UserError, match=rf"run\.track = {live}"):
+        federate(world, tmp_path, "fedit", run__track=["tensorboard", live], **CENTRAL)
+
+
+@pytest.mark.parametrize("status", ["error", "wrong"])
+def test_how_a_run_ends_does_not_depend_on_who_was_drawn(
+    world: World, tmp_path: Path, status: str
+) -> None:
+    """Where clients are drawn, a run in which nobody was, or all who were failed, ends as any
+    other: it is noise alone."""
+
+    def fail(reply: Any) -> Any:
+        if reply.metadata.message_type == "train":
+            reply.content = wire.pack(Parcel({"status": status, "reason": "no"}))
+        return reply
+
+    given = {**CENTRAL, "run__rounds": 8, "run__clients_per_round": 2}
+    given |= {"privacy__insecure_seed": 3}
+    ran = federate(world, tmp_path, "fedit", grid=Meddler(fail), **given)
+    memory = ran.run.load(8).memory["use"]
+    assert len(ran.rows()) == 9 and not memory["given"]
+    assert memory["wrong"] == (list(NAMES) if status == "wrong" else [])
 
 
 def test_who_is_asked_again_or_late_is_not_told(

@@ -31,13 +31,13 @@ def cells(results: Sequence[Result]) -> list[Cells]:
     return [methods, _differences(found)] if any(d.seeds > 1 for d in found) else [methods]
 
 
-def write(results: Sequence[Result], folder: Path) -> None:
-    """All four files; each is whole, or as it was before."""
+def write(results: Sequence[Result], folder: Path, notes: Sequence[str] = ()) -> None:
+    """All four files; each is whole, or as it was before. `notes` stand below the tables."""
     lines = _lines(results)
     _csv(list(lines[0]) if lines else [], lines, folder / "comparison.csv")
     names = [field.name for field in fields(Result)]
     _csv(names, map(asdict, results), folder / "runs.csv")
-    tables, said = cells(results), comparison.remarks(results)
+    tables, said = cells(results), [*comparison.remarks(results), *notes]
     shown = [*map(markdown, tables), *(f"{untrusted.markdown(line, LONG)}\n" for line in said)]
     files.write(folder / "comparison.md", "\n".join(shown))
     shown = [*map(latex, tables), "".join(f"% {untrusted.plain(line, LONG)}\n" for line in said)]

@@ -5,8 +5,8 @@
     comparison.csv, runs.csv, comparison.md, comparison.tex, comparison.png
 
 The methods of a seed share its data, division and start. Runs go seed by seed, so that what is
-there early on is a whole comparison of fewer seeds. A run without its result is continued from its
-own configuration and last whole round, to the same bits.
+there early on is a whole comparison of fewer seeds; one that fails keeps no other from running. A run
+without its result is continued from its own configuration and last whole round, to the same bits.
 """
 
 import shutil
@@ -20,12 +20,13 @@ from fedlora import data, files, pictures, settings, tables, tasks
 from fedlora.comparison import Result
 from fedlora.config import Config
 from fedlora.cost import trained_parameters
-from fedlora.errors import UserError
+from fedlora.errors import Failed, UserError
 from fedlora.report import Row
 from fedlora.runs import RunDir, comparison_dir, held
 from fedlora.settings import Tree
 from fedlora.strategy import Strategy
 from simulations import compare
+from simulations.pool import Pool
 from simulations.run import Watch, pool, simulate
 from strategies import load
 
@@ -143,24 +144,35 @@ def contenders(plan: Plan, folder: Path) -> list[Contender]:
 
 def carry_out(
     folder: Path, plan: Plan, left: Sequence[Contender], watch: Watched, say: Callable[[str], None]
-) -> None:
-    """Run what is left. Raises UserError where another process is at it."""
+) -> list[str]:
+    """Run what is left; which runs came to no result, and why. Raises UserError where another
+    process is at it."""
+    failed: list[str] = []
     with held(folder, f"{folder} is being run by another process: wait until it ends, or stop it"):
         for path in folder.glob(".*-seed*/"):  # of a process that died while it made a run's
             shutil.rmtree(path)
         if not left:
             write(folder, plan)  # the last of it may have been cut short
-            return
+            return failed
         with pool(left[0].config) as workers:
             for one in left:
-                rounds, seed = one.config.run.rounds, one.config.run.seed
-                say(f"{one.method}, seed {seed}: {rounds} rounds")
-                run = simulate(one.config, one.strategy, workers, watch(one.config), one.run)
-                found = compare.result(
-                    one.method, compare.rounds(one.method, run), one.config, one.trained_parameters
-                )
-                files.write(run.path / "result.json", found.dump())
-                write(folder, plan)
+                name = f"{one.method}, seed {one.config.run.seed}"
+                say(f"{name}: {one.config.run.rounds} rounds")
+                try:
+                    _run(one, workers, watch)
+                except (Failed, UserError) as e:
+                    failed.append(f"no result of {name}: {e}")
+                    say(failed[-1])
+                write(folder, plan, failed)
+    return failed
+
+
+def _run(one: Contender, workers: Pool, watch: Watched) -> None:
+    """To its end, with result.json."""
+    run = simulate(one.config, one.strategy, workers, watch(one.config), one.run)
+    rows = compare.rounds(one.method, run)
+    found = compare.result(one.method, rows, one.config, one.trained_parameters)
+    files.write(run.path / "result.json", found.dump())
 
 
 def results(folder: Path, plan: Plan) -> list[Result]:
@@ -173,10 +185,12 @@ def results(folder: Path, plan: Plan) -> list[Result]:
     return [Result.read(p.read_text("utf-8")) for p in paths if p.is_file()]
 
 
-def write(folder: Path, plan: Plan) -> None:
-    """The tables and the picture of the runs that are over."""
-    found = results(folder, plan)
-    tables.write(found, folder)
+def write(folder: Path, plan: Plan, failed: Sequence[str] = ()) -> None:
+    """The tables and the picture of the runs that are over, if any is; and what is said of those
+    that failed."""
+    if not (found := results(folder, plan)):
+        return
+    tables.write(found, folder, failed)
     curves: dict[str, list[Sequence[Row]]] = {}
     for one in found:
         run = RunDir(folder / compare.directory(one.method, one.seed))

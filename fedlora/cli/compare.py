@@ -1,6 +1,8 @@
 """`fedlora compare`: several methods side by side."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -8,6 +10,9 @@ from rich.console import Console
 from fedlora.cli import Settings, app, split, watch
 from fedlora.errors import Failed, Stopped, UserError
 from fedlora.untrusted import LONG, plain
+
+if TYPE_CHECKING:
+    from fedlora.comparison import Result
 
 
 @app.command()
@@ -33,7 +38,7 @@ def compare(
 ) -> None:
     """Run several methods from the same seeds, data and rows, beside two baselines. A setting for
     one method alone has its name in front: fedsb.adapter.rank=32."""
-    from fedlora import comparison, report, settings, tables
+    from fedlora import settings
     from simulations import series
 
     if resume is None:
@@ -50,14 +55,21 @@ def compare(
         left = series.contenders(plan, folder)
     go_on = f"go on with: fedlora compare --resume {folder}"
     try:
-        series.carry_out(folder, plan, left, watch, _say)
+        failed = series.carry_out(folder, plan, left, watch, _say)
     except (KeyboardInterrupt, Stopped):
         raise Stopped(f"stopped; {go_on}") from None
     except UserError as e:
         raise UserError(f"{e}\nwhat was done is kept; {go_on}") from None
-    except Failed as e:
-        raise Failed(f"{e}\nwhat was done is kept; {go_on}") from None
-    found = series.results(folder, plan)
+    if found := series.results(folder, plan):
+        _show(found, folder)
+    if failed:
+        raise Failed("\n".join([*failed, f"what was done is kept; {go_on}"]))
+
+
+def _show(found: "Sequence[Result]", folder: Path) -> None:
+    """The tables, what has to be known of them, and where things are."""
+    from fedlora import comparison, report, tables
+
     console = Console()
     for table in tables.cells(found):
         report.show(tables.console(table), console)

@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 
 from fedlora import cli, data, settings
-from fedlora.errors import UserError
+from fedlora.errors import MethodError, UserError
 from fedlora.runs import held
 from server.loop import Coordinator
 from simulations import series
@@ -206,22 +206,63 @@ def test_a_stopped_comparison_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     fedlora: Callable[..., tuple[Any, str, str]],
 ) -> None:
-    """Ctrl-C: with the comparison's folder, not the run's. A mistake in a method, which only
-    training finds, says the same."""
+    """Ctrl-C: with the comparison's folder, not the run's."""
     (tmp_path / "small.toml").write_text(tomli_w.dumps(tree(world, tmp_path, "cut")))
-    stopped: BaseException = KeyboardInterrupt()
 
     def stop(*_: object) -> None:
-        raise stopped
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Coordinator, "_round", stop)
-    go_on = f"go on with: fedlora compare --resume {tmp_path / 'cut'}\n"
     code, _, err = fedlora(str(tmp_path / "small.toml"), "--strategies", "fedit")
+    go_on = f"go on with: fedlora compare --resume {tmp_path / 'cut'}\n"
     assert (code, err) == (130, f"stopped; {go_on}")
-    stopped = UserError("the method is wrong")
-    code, _, err = fedlora("--resume", str(tmp_path / "cut"))
-    assert code == 2
-    assert err == f"error: the method is wrong\nwhat was done is kept; {go_on}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["fedsa.train.lr=1e30"], "no client's update was used"),  # in its run: Failed
+        ([], "the method is wrong"),  # a method's mistake, which only training finds
+    ],
+)
+def test_one_that_fails_keeps_no_other_from_running(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fedlora: Callable[..., tuple[Any, str, str]],
+    asked: list[str],
+    words: str,
+) -> None:
+    """The others have their results, tables and picture, beside which it is said which has none and
+    why; the exit code is 1. Resumed, that one alone is tried again."""
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(tree(world, tmp_path, "cut")))
+    aggregate = Coordinator._aggregate
+
+    def wrong(self: Coordinator, *given: Any) -> None:
+        if not asked and self.config.method == "fedsa":
+            raise MethodError("the method is wrong")
+        aggregate(self, *given)
+
+    monkeypatch.setattr(Coordinator, "_aggregate", wrong)
+    folder = tmp_path / "cut"
+    new = [str(tmp_path / "small.toml"), *asked, "--strategies", "fedsa,fedsb", "--no-baselines"]
+    for given in (new, ["--resume", str(folder)]):
+        code, out, err = fedlora(*given)
+        assert code == 1 and "Traceback" not in err
+        assert "error: no result of fedsa, seed 0: " in err and words in err
+        assert f"what was done is kept; go on with: fedlora compare --resume {folder}" in err
+        assert ("fedsb, seed 0: 2 rounds" in out) == (given is new)
+        assert f"tables: {folder}" in out and (folder / "comparison.png").is_file()
+        assert [p.parent.name for p in folder.glob("*/result.json")] == ["fedsb-seed0"]
+        said = (folder / "comparison.md").read_text()
+        assert "| fedsb |" in said and "no result of fedsa, seed 0: " in said
+    if not asked:
+        monkeypatch.undo()
+        monkeypatch.setattr(sys, "argv", ["fedlora", "compare", "--resume", str(folder)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code in (0, None)
+        assert "no result" not in (folder / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@
     comparison.csv, runs.csv, comparison.md, comparison.tex, comparison.png
 
 The methods of a seed share its data, division and start. Runs go seed by seed, so that what is
-there early on is a whole comparison of fewer seeds; one that fails keeps no other from running. A run
-without its result is continued from its own configuration and last whole round, to the same bits.
+there early on is a whole comparison of fewer seeds; one that fails keeps no other from running. A
+run without its result is continued from its own configuration and last whole round, to the same
+bits.
 """
 
 import shutil

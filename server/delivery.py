@@ -2,11 +2,12 @@
 
 What stays on the server: what central privacy keeps and what it knows of clients, what simulated
 clients keep, what W&B uploads, all checkpoints but the latest, files that would make the whole
-larger than `LIMIT` or have names that are not taken. The configuration does not travel back: it is
-the submitter's own word.
+larger than `LIMIT` and those that no run has. The configuration does not travel back: it is the
+submitter's own word.
 
 Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
-gives, by names that are written in one way only, and follows no link.
+gives, by the names that a run's files have (nothing that Python or a tool would read where it is
+started), and follows no link.
 """
 
 import base64
@@ -16,7 +17,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fedlora.errors import UserError
@@ -26,9 +27,17 @@ PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
 CONFIG = "config.toml"
 STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG, MEMORY}
-# One spelling a file, on every file system: no dot or space at either end, and no letter that has
-# another form.
-NAME = re.compile(r"(?![. ])[A-Za-z0-9 _.,%+=@~()-]{1,200}(?<![. ])")
+# A name in one spelling, on every file system: no dot or space at either end, and no letter that
+# has another form.
+_NAME = r"(?![. ])[A-Za-z0-9 _.,%+=@~()-]{1,200}(?<![. ])"
+# The files that a run has: fedlora.runs, server.keeping, server.result with fedlora.export (and a
+# tokenizer's own), and fedlora.tracking write them.
+TAKEN = re.compile(
+    r"run\.json|metrics\.jsonl|answers\.jsonl|log\.txt|curves\.png"
+    rf"|round-[0-9]{{4,9}}/(checkpoint\.json|(state|sent-{_NAME}|update-{_NAME})\.safetensors)"
+    rf"|adapter/(additional_chat_templates/)?{_NAME}\.(safetensors|json|jinja|md|model|txt)"
+    rf"|tensorboard/events\.out\.tfevents\.{_NAME}"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def manifest(folder: Path) -> Manifest:
     chosen, total = Manifest(), 0
     for _, name in sorted(found):
         size = (folder / name).stat().st_size
-        if total + size > LIMIT or not _plain(name):
+        if total + size > LIMIT or not TAKEN.fullmatch(name):
             chosen.left.append(name)
             continue
         total += size
@@ -169,22 +178,13 @@ class Incoming:
 def _wrong(files: Mapping[str, File]) -> str:
     """Why no list of files may be like this, or ""."""
     for name in files:
-        if not _plain(name):
+        if not TAKEN.fullmatch(name):
             return f"'{name}' is no name for a file of a run"
     if len({name.casefold() for name in files}) < len(files):
         return "two of its names differ in capitals alone"
-    above = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
-    if both := above & files.keys():
-        return f"'{min(both)}' is a file and a folder"
     if sum(about.size for about in files.values()) > LIMIT:
         return f"they are more than {LIMIT >> 20} MiB"
     return ""
-
-
-def _plain(path: str) -> bool:
-    """Whether this is the one way to write the path of a file that travels."""
-    names = path.split("/")
-    return all(map(NAME.fullmatch, names)) and names[0].casefold() not in STAYS
 
 
 def _sha256(path: Path) -> str:

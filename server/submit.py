@@ -203,6 +203,6 @@ def _check(listener: Listener, again: str) -> None:
         )
     if expected.left:
         listener.observer.note(
-            "left on the server, as too much to send or by names that are not taken: "
+            "left on the server, as too much to send or no files of a run: "
             + ", ".join(expected.left)
         )

@@ -1,7 +1,5 @@
 """Events of a run that somebody else wrote: through a client's error, and by a hostile server."""
 
-import base64
-import hashlib
 import io
 import json
 import logging
@@ -23,7 +21,6 @@ from fedlora.errors import MethodError
 from fedlora.progress import Observer, Progress
 from fedlora.wire import Parcel
 from server import app as serverapp
-from server import delivery
 from server.delivery import Incoming
 from server.events import OPENING, PREFIX, Events
 from server.exchange import Exchange, message
@@ -193,105 +190,3 @@ def test_a_field_of_another_type_is_not_shown(fields: dict[str, Any], tmp_path: 
     assert not told
     listener.hear(said(1, "client", **{**fields, "client": "a", "loss": 1.0} | {"phase": "x"}))
     assert bool(told) == ("self" not in fields)
-
-
-# Files
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A submitter's run directory, beside something of theirs."""
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/kept").write_text("theirs")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.toml", ".lock", "run.json"):
-        (folder / name).write_text("the submitter's")
-    return folder
-
-
-def send(folder: Path, files: dict[str, bytes], *only: str, **wrong: Any) -> tuple[Listener, Watch]:
-    """A server sends these, or of those on its list only some."""
-    listed = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} | wrong
-        for name, data in files.items()
-    }
-    watch = Watch()
-    listener = listening(folder, watch)
-    listener.hear(said(1, "files", files=listed, left=[]))
-    for n, name in enumerate(only or files, 2):
-        data = base64.b64encode(files.get(name, b"x")).decode()
-        listener.hear(said(n, "file", path=name, part=0, data=data))
-    listener.incoming.close()
-    return listener, watch
-
-
-def disk(root: Path) -> dict[str, str]:
-    found = (p for p in root.rglob("*") if p.is_file() or p.is_symlink())
-    return {p.relative_to(root).as_posix(): p.read_text("utf-8") for p in found}
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("./config.toml", "config.toml", "CONFIG.TOML", "config.toml/", "a/../config.toml"),
-        *("config.toml ", "config.toml.", "\ufeffconfig.toml", "con\u200bfig.toml", ".lock"),
-        *("adapter//x", "/tmp/evil", "../theirs/kept", "a/b/", "a/./b", "", ".", "a\\b", "c:x"),
-        *("a\nb", "a/\u202etxt", "é", "clients/x", "privacy.json", "a" * 300),
-    ],
-)
-def test_a_file_has_one_name_below_the_run_directory(path: str, here: Path) -> None:
-    """A list that names a file in any other way than the one, or names what is the submitter's own,
-    is not used: nothing is written, it is said, and the run's files count as missing."""
-    before = disk(here.parent)
-    listener, watch = send(here, {"adapter/fine": b"x", path: b"evil"})
-    assert disk(here.parent) == before and not listener.incoming.expected
-    assert any("list of files that is not used" in note for note in watch.notes)
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ({"a/b": b"x", "a/B": b"y"}, "capitals"),
-        ({"a": b"x", "a/b": b"y"}, "a file and a folder"),
-    ],
-)
-def test_a_list_agrees_with_itself(files: dict[str, bytes], words: str, here: Path) -> None:
-    """Names that are one on some file systems, or cannot both be, are not taken."""
-    before = disk(here.parent)
-    _, watch = send(here, files)
-    assert disk(here.parent) == before and words in watch.notes[0]
-
-
-def test_only_what_is_on_the_list_is_taken(here: Path) -> None:
-    """A file beside it, one of another size or digest, a part that it has not, a list that is more
-    than may come, and a second list: none is written, and nothing half is left."""
-    before = disk(here.parent)
-    for listener, watch in (
-        send(here, {"a": b"x"}, "b"),
-        send(here, {"a": b"xy"}, size=1),
-        send(here, {"a": b"x"}, sha256="0" * 64),
-        send(here, {"a": b"x"}, size=delivery.LIMIT + 1),
-        send(here, {"a": b""}, size=delivery.PART + 1),
-    ):
-        assert disk(here.parent) == before and watch.notes
-        assert listener.incoming.missing() or not listener.incoming.expected
-    listener, watch = send(here, {"a": b"x"})
-    listener.hear(said(9, "files", files={}, left=[]))
-    assert "second list" in watch.notes[0] and not listener.incoming.missing()
-    assert disk(here) == {**disk(here), "a": "x"}
-
-
-def test_links_are_not_followed(here: Path) -> None:
-    """A link in the run directory, for a folder, a file, the events or what is half there, leads
-    nowhere: what it points to stays as it is."""
-    theirs = here.parent / "theirs"
-    for name in ("adapter", "tensorboard", ".incoming"):
-        (here / name).symlink_to(theirs)
-    (here / "log.txt").symlink_to(theirs / "kept")
-    files = {"adapter/kept": b"evil", "adapter/new": b"evil", "log.txt": b"the run's", "a": b"x"}
-    listener, watch = send(here, files)
-    assert {p.name: p.read_text() for p in theirs.iterdir()} == {"kept": "theirs"}
-    assert listener.incoming.missing() == ["adapter/kept", "adapter/new"] and len(watch.notes) == 2
-    assert (here / "log.txt").read_text() == "the run's" and not (here / "log.txt").is_symlink()
-    assert (here / "a").read_text() == "x" and not (here / ".incoming").exists()

@@ -153,17 +153,18 @@ def test_a_lost_or_damaged_part_is_missed(
 def test_older_event_files_make_way(run: RunDir, tmp_path: Path) -> None:
     """What TensorBoard is told again under another name is not there twice; what stays with W&B's
     own uploads does not travel."""
-    for name in ("tensorboard/new", "wandb/log"):
+    new, old = ("events.out.tfevents.2.host", "events.out.tfevents.1.host")
+    for name in (f"tensorboard/{new}", "wandb/log"):
         (run.path / name).parent.mkdir()
         (run.path / name).write_text("x")
     folder = tmp_path / "here" / "tensorboard"
     folder.mkdir(parents=True)
-    (folder / "old").write_text("x")
-    (folder / "new").write_text("x")  # arrived before the list of files was heard
+    (folder / old).write_text("x")
+    (folder / new).write_text("x")  # arrived before the list of files was heard
     sent = manifest(run.path)
     Incoming(folder.parent).expect(**asdict(sent))
-    assert [path.name for path in folder.iterdir()] == ["new"]
-    assert "tensorboard/new" in sent.files and "wandb/log" not in sent.files
+    assert [path.name for path in folder.iterdir()] == [new]
+    assert f"tensorboard/{new}" in sent.files and "wandb/log" not in sent.files
 
 
 def test_what_cannot_be_taken_stays(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedlora import lines
 from fedlora.errors import UserError
 from fedlora.generation import Speaker
 from fedlora.streams import stream
@@ -59,8 +60,7 @@ def write(found: Sequence[Answer]) -> str:
 
 def read(path: Path) -> list[Answer]:
     """The answers of a run, none where there is no file."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return [Answer(**json.loads(line)) for line in lines]
+    return [Answer(**row) for row in lines.read(path, lines.ANSWERS)] if path.is_file() else []
 
 
 def side_by_side(found: Sequence[Answer]) -> Table:

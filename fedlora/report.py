@@ -10,7 +10,6 @@ nothing of who took part or how many: no bytes, no clients, failed, dropped or s
 are none of kind "client". Round 0 is the evaluation of the start.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fedlora import lines
 from fedlora.errors import UserError
 from fedlora.untrusted import plain
 
@@ -36,16 +36,7 @@ def load(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`. Raises UserError where it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the directory of a run that finished a round")
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number} is not JSON ({error.msg}): remove the line, "
-                "or resume the run, which writes the file anew"
-            ) from None
-    return rows
+    return lines.read(path, lines.METRICS)
 
 
 def rounds_of(rows: Iterable[Row]) -> list[Row]:

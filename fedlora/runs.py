@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fedlora import files, settings
+from fedlora import files, lines, settings
 from fedlora.config import Config
 from fedlora.environment import environment
 from fedlora.errors import UserError
@@ -59,7 +60,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.facts = _facts(path / "run.json")
-        self.experiment = str(self.facts["experiment"])
+        self.experiment: str = self.facts["experiment"]
 
     @classmethod
     def create(cls, config: Config, folder: str = "") -> "RunDir":
@@ -178,7 +179,7 @@ class RunDir:
         for number in reversed(self.rounds()):
             try:
                 return self.load(number), wrong
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
                 wrong.append(f"the checkpoint of round {number} is damaged ({e}): it is not used")
         return None, wrong
 
@@ -192,6 +193,8 @@ class RunDir:
         memory = facts["memory"]
         if (path / MEMORY).is_file():
             memory = json.loads((path / MEMORY).read_text("utf-8"))
+        for row in facts["metrics"]:
+            lines.METRICS.validate_python(row)
         return Checkpoint(facts["round"], state, memory, facts["metrics"])
 
     def _rewind(self, checkpoint: Checkpoint | None) -> None:
@@ -206,8 +209,8 @@ class RunDir:
 
 def before(path: Path, number: int) -> list[str]:
     """The lines of a file of rows that are about rounds before this one."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return [f"{line}\n" for line in lines if _round_of(line) < number]
+    found = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [f"{line.decode('utf-8')}\n" for line in found if _round_of(line) < number]
 
 
 def _json(value: object) -> str:
@@ -217,19 +220,18 @@ def _json(value: object) -> str:
 
 def _facts(path: Path) -> Row:
     try:
-        facts: Row = json.loads(path.read_text("utf-8"))
-        return {**facts, "experiment": facts["experiment"]}
-    except (ValueError, KeyError, TypeError) as e:
+        return lines.Run.model_validate_json(path.read_bytes()).model_dump()
+    except ValidationError as e:
         raise UserError(
-            f"{path} is damaged ({e!r}): restore it, or run the experiment anew"
+            f"{path} is damaged ({lines.said(e)}): restore it, or run the experiment anew"
         ) from None
 
 
-def _round_of(line: str) -> float:
+def _round_of(line: bytes) -> float:
     """The round that a line is about; none comes as late as a line cut short."""
     try:
-        return int(json.loads(line)["round"])
-    except (ValueError, KeyError, TypeError):
+        return int(json.loads(line.decode("utf-8"))["round"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
 
 

@@ -104,7 +104,7 @@ def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _clients(rows: Sequence[Row]) -> dict[str, int]:
     """Training rows by client, of those that were ever asked. Under central privacy who that was is
     what is protected, and a card is published."""
-    return {row["client"]: row["examples"] for row in rows if row["kind"] == "client"}
+    return {row["client"]: row["examples"] for row in rows if "examples" in row}
 
 
 def _scores(rounds: Sequence[report.Row], task: str, local: bool) -> dict[str, str]:

@@ -80,8 +80,8 @@ def result(method: str, rows: list[Row], config: Config, trained_parameters: int
     return Result(
         method=method,
         seed=config.run.seed,
-        score=rows[-1]["score"],
-        personalised=rows[-1]["personalised"],
+        score=rows[-1].get("score"),
+        personalised=rows[-1].get("personalised"),
         test_loss=loss,
         perplexity=report.perplexity(loss) if config.model.task == "instruction" else None,
         trained_parameters=trained_parameters,

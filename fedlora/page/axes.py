@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STEPS = (1, 2, 5)
+SAME = 1e-9  # of a value: what differs by less has no two ticks between
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def linear(values: Iterable[float], count: int = 5, pad: float = 0.06) -> Axis:
     """Around these values with some room, which does not go below 0 where they do not."""
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
-    room = pad * (high - low) or 0.1 * abs(high) or 1.0
+    apart = high - low if high - low > SAME * max(abs(low), abs(high)) else 0.0
+    room = pad * apart or 0.1 * abs(high) or 1.0
     bottom = low - room
     return _even(max(0.0, bottom) if low >= 0 else bottom, high + room, count)
 

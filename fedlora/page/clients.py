@@ -126,7 +126,8 @@ def _panels(series: Sequence[Series]) -> list[Chart]:
 def by_round(series: Series) -> list[Point]:
     """The median client in each round, between the worst and the best: means over the runs."""
     points = []
-    for round in range(series.last + 1):
+    told = {row["round"] for run in series.runs for row in run.clients}
+    for round in sorted(n for n in told if n <= series.last):
         found = [list(scores(run, round).values()) for run in series.runs]
         if all(found):
             low, high = fmean(map(min, found)), fmean(map(max, found))

@@ -1,14 +1,13 @@
 """Runs as the page needs them: plain data, read from their directories."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora import report, settings
+from fedlora import lines, report, settings
 from fedlora.config import Config
-from fedlora.errors import UserError
 from fedlora.report import Row
 from fedlora.runs import RunDir
 
@@ -91,8 +90,7 @@ def _inside(name: str) -> tuple[Path, list[RunDir]]:
 
 def read(directory: RunDir) -> Run:
     """One run. Raises UserError where a file of it is missing or damaged."""
-    rows = _rows(directory.metrics, ("kind", "round"))
-    answers = directory.path / "answers.jsonl"
+    rows, answers = report.load(directory.metrics), directory.answers
     defaults = Config().model_dump(mode="json")
     given = settings.merged(defaults, settings.read(directory.path / "config.toml", []))
     config = _flat(given)
@@ -103,21 +101,9 @@ def read(directory: RunDir) -> Run:
         config=config,
         rounds=[{**row, **silent} for row in report.rounds_of(rows)],
         clients=[row for row in rows if row["kind"] == "client"],
-        answers=_rows(answers, ("round", "row", "prompt", "answer")) if answers.is_file() else [],
-        environment=directory.facts.get("environment") or {},
+        answers=[*lines.read(answers, lines.ANSWERS)] if answers.is_file() else [],
+        environment=directory.facts["environment"],
     )
-
-
-def _rows(path: Path, keys: Iterable[str]) -> list[Row]:
-    rows: list[Row] = [*report.load(path)]
-    for number, row in enumerate(rows, 1):
-        lacks = [key for key in keys if not isinstance(row, dict) or key not in row]
-        if lacks:
-            raise UserError(
-                f"{path}, line {number} has no {' and no '.join(lacks)}: remove the line, or "
-                "resume the run, which writes the file anew"
-            )
-    return rows
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def flowertune_run(load: Load, rows: Path, folder: Path) -> Run:
     }
     command = [sys.executable, "-m", "simulations.benchmarks.flowertune"]
     seconds = _child([*command, *(f"--{key}={value}" for key, value in given.items())], folder)
-    return Run(seconds, list(_logged(report.load(log))))
+    lines = log.read_text("utf-8").splitlines()
+    return Run(seconds, list(_logged([json.loads(line) for line in lines])))
 
 
 def _logged(log: Sequence[Mapping[str, Any]]) -> Iterator[Round]:

@@ -50,7 +50,7 @@ def test_where_the_page_goes(report, arguments, path, title):
     [
         (["nothing"], "there is no run 'nothing' in runs/; there are a, b"),
         (["a", "--output", "nowhere/x.html"], "nowhere/x.html cannot be written"),
-        (["damaged"], "metrics.jsonl, line 1 is not JSON"),
+        (["damaged"], "metrics.jsonl, line 1 is damaged"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(report, arguments, words):

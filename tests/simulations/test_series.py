@@ -16,12 +16,13 @@ import pytest
 import tomli_w
 
 from fedlora import cli, data, settings
-from fedlora.errors import MethodError, UserError
+from fedlora.errors import UserError
 from fedlora.runs import held
 from server.loop import Coordinator
 from simulations import series
 from tests.federation import Watch, World
 
+Called = Callable[..., tuple[Any, str, str]]  # exit code, output, error
 METHODS = ("fedsa", "fedsb")
 RUNS = ["fedsa-seed0", "fedsb-seed0", "fedsa-seed3", "fedsb-seed3"]
 
@@ -64,9 +65,7 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fedlora(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[Any, str, str]]:
+def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
     def call(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedlora", "compare", *arguments])
         with pytest.raises(SystemExit) as exit:
@@ -108,7 +107,7 @@ def test_the_folder_has_a_run_a_method_and_seed(whole: Path) -> None:
 
 
 def test_killed_in_a_round_it_ends_in_the_same_bits(
-    world: World, whole: Path, tmp_path: Path, fedlora: Callable[..., tuple[Any, str, str]]
+    world: World, whole: Path, tmp_path: Path, fedlora: Called
 ) -> None:
     """SIGKILL in the middle of a run: finished runs are kept as they are, that one goes on from its
     last whole round, the rest is run, and all of it is what an undisturbed comparison leaves."""
@@ -171,7 +170,7 @@ def test_killed_at_other_moments(
 
 
 def test_a_finished_comparison_is_only_printed(
-    whole: Path, monkeypatch: pytest.MonkeyPatch, fedlora: Callable[..., tuple[Any, str, str]]
+    whole: Path, monkeypatch: pytest.MonkeyPatch, fedlora: Called
 ) -> None:
     """Nothing is loaded, run or changed."""
 
@@ -204,7 +203,7 @@ def test_a_stopped_comparison_says_how_to_go_on(
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fedlora: Callable[..., tuple[Any, str, str]],
+    fedlora: Called,
 ) -> None:
     """Ctrl-C: with the comparison's folder, not the run's."""
     (tmp_path / "small.toml").write_text(tomli_w.dumps(tree(world, tmp_path, "cut")))
@@ -216,53 +215,6 @@ def test_a_stopped_comparison_says_how_to_go_on(
     code, _, err = fedlora(str(tmp_path / "small.toml"), "--strategies", "fedit")
     go_on = f"go on with: fedlora compare --resume {tmp_path / 'cut'}\n"
     assert (code, err) == (130, f"stopped; {go_on}")
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        (["fedsa.train.lr=1e30"], "no client's update was used"),  # in its run: Failed
-        ([], "the method is wrong"),  # a method's mistake, which only training finds
-    ],
-)
-def test_one_that_fails_keeps_no_other_from_running(
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fedlora: Callable[..., tuple[Any, str, str]],
-    asked: list[str],
-    words: str,
-) -> None:
-    """The others have their results, tables and picture, beside which it is said which has none and
-    why; the exit code is 1. Resumed, that one alone is tried again."""
-    (tmp_path / "small.toml").write_text(tomli_w.dumps(tree(world, tmp_path, "cut")))
-    aggregate = Coordinator._aggregate
-
-    def wrong(self: Coordinator, *given: Any) -> None:
-        if not asked and self.config.method == "fedsa":
-            raise MethodError("the method is wrong")
-        aggregate(self, *given)
-
-    monkeypatch.setattr(Coordinator, "_aggregate", wrong)
-    folder = tmp_path / "cut"
-    new = [str(tmp_path / "small.toml"), *asked, "--strategies", "fedsa,fedsb", "--no-baselines"]
-    for given in (new, ["--resume", str(folder)]):
-        code, out, err = fedlora(*given)
-        assert code == 1 and "Traceback" not in err
-        assert "error: no result of fedsa, seed 0: " in err and words in err
-        assert f"what was done is kept; go on with: fedlora compare --resume {folder}" in err
-        assert ("fedsb, seed 0: 2 rounds" in out) == (given is new)
-        assert f"tables: {folder}" in out and (folder / "comparison.png").is_file()
-        assert [p.parent.name for p in folder.glob("*/result.json")] == ["fedsb-seed0"]
-        said = (folder / "comparison.md").read_text()
-        assert "| fedsb |" in said and "no result of fedsa, seed 0: " in said
-    if not asked:
-        monkeypatch.undo()
-        monkeypatch.setattr(sys, "argv", ["fedlora", "compare", "--resume", str(folder)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code in (0, None)
-        assert "no result" not in (folder / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +236,7 @@ def test_mistakes_are_found_before_anything_trains(
     world: World,
     whole: Path,
     tmp_path: Path,
-    fedlora: Callable[..., tuple[Any, str, str]],
+    fedlora: Called,
     arguments: list[str],
     words: str,
 ) -> None:

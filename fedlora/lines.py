@@ -5,6 +5,7 @@ other people's server: what has not these types is no row, and the file is said 
 `fedlora.report` and `fedlora.answers` say what the fields mean.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,7 +74,7 @@ class Client(Line):
 
 
 class Answer(Line):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
     round: Count
     row: Count
     prompt: str
@@ -92,25 +93,35 @@ METRICS: TypeAdapter[Round | Client] = TypeAdapter(
     Annotated[Round | Client, Field(discriminator="kind")]
 )
 ANSWERS = TypeAdapter(Answer)
+RUN = TypeAdapter(Run)
 
 
 def read(path: Path, kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
-    """The file's rows, each with the fields that its line has. Raises UserError, with the line's
-    number, where one is none of this kind."""
+    """The file's rows. Raises UserError, with the line's number, where one is none of this kind."""
     rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows.append(kind.validate_json(line).model_dump(exclude_unset=True))
-            except ValidationError as e:
+                rows.append(parsed(line, kind))
+            except ValueError as e:
                 raise UserError(
-                    f"{path}, line {number} is damaged ({said(e)}): remove the line, "
+                    f"{path}, line {number} is damaged ({e}): remove the line, "
                     "or resume the run, which writes the file anew"
                 ) from None
     return rows
 
 
-def said(error: ValidationError) -> str:
-    """Its first mistake, in one line."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return plain(": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": "))
+def parsed(text: bytes, kind: TypeAdapter[Any]) -> dict[str, Any]:
+    """One object. Raises ValueError, with the first mistake in one line, where it is none of this
+    kind."""
+    try:
+        found: dict[str, Any] = json.loads(text.decode("utf-8"))
+        kind.validate_python(found)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise ValueError(plain(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as e:
+        raise ValueError(plain(f"it is not JSON: {e}")) from None
+    return found

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -220,10 +219,10 @@ def _json(value: object) -> str:
 
 def _facts(path: Path) -> Row:
     try:
-        return lines.Run.model_validate_json(path.read_bytes()).model_dump()
-    except ValidationError as e:
+        return lines.parsed(path.read_bytes(), lines.RUN)
+    except ValueError as e:
         raise UserError(
-            f"{path} is damaged ({lines.said(e)}): restore it, or run the experiment anew"
+            f"{path} is damaged ({e}): restore it, or run the experiment anew"
         ) from None
 
 

@@ -102,7 +102,7 @@ def read(directory: RunDir) -> Run:
         rounds=[{**row, **silent} for row in report.rounds_of(rows)],
         clients=[row for row in rows if row["kind"] == "client"],
         answers=[*lines.read(answers, lines.ANSWERS)] if answers.is_file() else [],
-        environment=directory.facts["environment"],
+        environment=directory.facts.get("environment", {}),
     )
 
 

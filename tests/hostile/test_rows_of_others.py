@@ -37,7 +37,7 @@ def line(row: dict[str, Any], **raw: str) -> str:
                 *(("bytes_up", '"1"'), ("bytes_up", "1" * 401), ("bytes_down", "null")),
                 *(("score", '"x"'), ("score", "[1]"), ("score", "1e308"), ("loss", "true")),
                 *(("epsilon", '"3"'), ("delta", "NaN"), ("seconds", "Infinity"), ("kind", "[]")),
-                *(("x", LONG), ("x", "[" * 100_000), ("x", '"\\ud800"')),
+                *(("x", LONG), ("x", "[" * 100_000)),
             ]
         ),
         ("metrics.jsonl", line(client_row(1, "a"), client='{"a": 1}')),
@@ -86,13 +86,13 @@ ROW = st.builds(
 
 def typed(row: dict[str, Any]) -> bool:
     try:
-        lines.METRICS.validate_json(json.dumps(row))
+        lines.METRICS.validate_python(row)
     except ValidationError:
         return False
     return True
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(found=st.lists(st.lists(ROW, max_size=6), min_size=1, max_size=2))
 def test_what_has_the_types_of_rows_can_be_shown(
     tmp_path_factory: pytest.TempPathFactory, found: list[list[dict[str, Any]]]

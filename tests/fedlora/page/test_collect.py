@@ -54,7 +54,7 @@ def test_what_is_no_run(tmp_path, monkeypatch):
         (
             "metrics.jsonl",
             '{"kind": "rou',
-            r"metrics\.jsonl, line 1 .*Invalid JSON.*remove the line",
+            r"metrics\.jsonl, line 1 .* is not JSON.*: remove the line",
         ),
         ("metrics.jsonl", '{"kind": "round"}', r"metrics\.jsonl, line 1 .*round: Field req"),
         ("metrics.jsonl", "3", r"metrics\.jsonl, line 1 is damaged"),

@@ -56,7 +56,8 @@ CAP = 3.2
 def one_run(owned: Owned, root: Path, cap: float | None = CAP, **given: Any) -> Ran:
     """Three private rounds of one owner's rows at ε = 2."""
     limits = {} if cap is None else {"epsilon": cap}
-    budget = {"privacy__epsilon": 2.0, "data__holdout": 0.2, "data__labels": ["bad", "good"], **given}
+    labels = ["bad", "good"]
+    budget = {"privacy__epsilon": 2.0, "data__holdout": 0.2, "data__labels": labels, **given}
     world = World(Path(owned.nodes["books"]["model"]), owned.server)
     watch, grid = Watch(), owned.grid("books", **limits)
     root.mkdir()

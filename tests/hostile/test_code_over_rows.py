@@ -14,7 +14,6 @@ from fedlora.models import packaged
 from tests.fedlora.tasks import talk
 from tests.hostile.asked import ASK, COMMIT, PIN, SPY, Settings, asked, run, talks_of
 
-
 PRIVATE: Settings = {"privacy.epsilon": 1.0, "data.labels": '["bad", "good"]'}
 
 

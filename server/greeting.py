@@ -143,6 +143,8 @@ class Greeter:
             self._expected.discard(answer.node)
             if answer.lost:  # on the way, to be asked again
                 self._lost.add(answer.node)
+            elif answer.parcel is None:
+                self._slow.add(answer.node)
             if answer.parcel is None:
                 self._silent.add(answer.node)
                 self.observer.note(f"a node does not say who it is: {answer.reason}")

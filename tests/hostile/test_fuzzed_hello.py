@@ -175,6 +175,20 @@ def test_silence_costs_one_wait(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> No
     assert grid.now < first + greeting.LATER + 2 + ran.config.run.deadline
 
 
+def test_silence_in_a_simulation_costs_one_deadline(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There all are waited for, so that a run repeats; it is not waited for again."""
+    monkeypatch.setattr(Late, "closed", True)
+    greeter, grid = late(ran, monkeypatch, 2, {2})
+    for _ in range(5):
+        greeter.greet()
+    assert grid.now < ran.config.run.deadline + 1
+    grid.silent = set()
+    greeter.greet()
+    assert greeter.roster.present() == ["client 0", "client 1"]
+
+
 def test_a_slow_node_gets_in_by_itself(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that loads its model for long is asked once, and is in when it has answered; while
     others are still coming in, it is waited for."""

@@ -29,12 +29,13 @@ CONFIG = "config.toml"
 STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG, MEMORY}
 # A name in one spelling, on every file system: no dot or space at either end, and no letter that
 # has another form.
-_NAME = r"(?![. ])[A-Za-z0-9 _.,%+=@~()-]{1,200}(?<![. ])"
+_REST = r"[A-Za-z0-9 _.,%+=@~()-]{1,200}"
+_NAME = rf"(?![. ]){_REST}(?<![. ])"
 # The files that a run has: fedlora.runs, server.keeping, server.result with fedlora.export (and a
 # tokenizer's own), and fedlora.tracking write them.
 TAKEN = re.compile(
     r"run\.json|metrics\.jsonl|answers\.jsonl|log\.txt|curves\.png"
-    rf"|round-[0-9]{{4,9}}/(checkpoint\.json|(state|sent-{_NAME}|update-{_NAME})\.safetensors)"
+    rf"|round-[0-9]{{4,9}}/(checkpoint\.json|(state|(sent|update)-{_REST})\.safetensors)"
     rf"|adapter/(additional_chat_templates/)?{_NAME}\.(safetensors|json|jinja|md|model|txt)"
     rf"|tensorboard/events\.out\.tfevents\.{_NAME}"
 )

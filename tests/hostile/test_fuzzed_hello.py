@@ -14,7 +14,7 @@ from fedlora import wire
 from fedlora.wire import Parcel
 from server import exchange, greeting
 from server.agreement import refusal
-from server.delivery import NAME
+from server.delivery import TAKEN
 from server.greeting import Greeter
 from server.roster import Roster
 from tests.federation import Ran, Watch, World, federate, meddled
@@ -93,11 +93,11 @@ def test_every_name_that_is_taken_travels(world: World, tmp_path: Path) -> None:
     facts = {**resident.identity, "version": fedlora.__version__, "examples": 7, "rank": 0}
     taken = []
     for number in range(1, 129):
-        id = "é" * min(number, 40) + "a" * max(0, number - 40)
+        id = ".é" * min(number // 2, 26) + "a" * max(0, number - 52)
         if not refusal({**facts, "client": id}, resident):
             taken.append(max(len(f"update-{quote(id)}.safetensors"), len(quote(id))))
-            assert NAME.fullmatch(f"update-{quote(id, safe=' ')}.safetensors")
-            assert NAME.fullmatch(f"sent-{quote(id, safe=' ')}.safetensors")
+            for kind in ("sent", "update"):
+                assert TAKEN.fullmatch(f"round-0001/{kind}-{quote(id, safe='')}.safetensors")
     assert max(taken) > 190
 
 

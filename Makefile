@@ -51,8 +51,9 @@ lint: setup
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 
+# Two processes, each of which takes whole files: fixtures of a file are made once.
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow

@@ -19,7 +19,7 @@ from server.roster import Roster
 
 PAUSE = 0.5  # seconds between looks at who is there
 FIRST = 300.0  # seconds that nobody else says who it is until those that do not are let be
-LATER = 10.0  # the same once the first greeting is over: who comes late can join in the next
+LATER = 60.0  # the same once the first greeting is over: who takes longer joins in a later round
 
 
 @dataclass(frozen=True)

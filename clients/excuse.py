@@ -1,14 +1,14 @@
 """What a client tells of its failures; its own log has all of them in full.
 
-Every failure of a client becomes a reply here, whatever raised it and wherever. On a node
+Every failure of a client becomes a reply here, whatever raised it and wherever. On a node:
 
     what the owner refuses                told: settings alone decide it, before rows are looked at
     anything else, in a private run       one and the same, so that it says nothing about rows
     a method's mistakes, in a plain run   told: a method sees tensors and no rows
     anything else, in a plain run         its kind, whose words might quote a row
 
-A simulation's rows are the researcher's own, and all is told, but of a private one's, whose metrics
-may be published, the kind.
+A simulation's rows are the researcher's own, and all is told. Of a private one, whose metrics may
+be published, only the kind is.
 """
 
 import logging

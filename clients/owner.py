@@ -66,8 +66,9 @@ class Owner(BaseModel):
     label: str | None = Field(
         None,
         min_length=1,
-        description="The column with the label; by default label. No run can choose another: the "
-        "values in it are told to the server, as the labels to agree on.",
+        description="The column with the label; by default label. No run can choose another: "
+        "without epsilon, and where the run brings no data.labels, the values in it are told to "
+        "the server, as the labels to agree on.",
     )
     prompt: str | None = Field(
         None,

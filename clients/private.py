@@ -14,6 +14,7 @@ from clients.account import LEDGERS, Account
 from clients.passes import Fit, Fitted, Noise
 from clients.store import Store
 from fedlora.config import Config
+from fedlora.config.privacy import LARGEST_NOISE
 from fedlora.errors import UserError
 from fedlora.orders import Order
 from fedlora.privacy import plan
@@ -26,8 +27,6 @@ from fedlora.resident import Resident
 from fedlora.stacking import Member
 from fedlora.tasks import Score
 from fedlora.tensors import Tensors
-
-LARGEST = 1e6  # the largest σ that is believed
 
 
 def train(
@@ -133,7 +132,7 @@ def _believed(spent: Sequence[float], q: float, most: int) -> tuple[float, float
     """What the server says that this client spent in this run, whose account is missing. Raises
     UserError where it cannot be: another q than this client's, or more steps than the run has."""
     sigma, said, steps = spent
-    if not (NOISELESS <= sigma <= LARGEST and said == q):
+    if not (NOISELESS <= sigma <= LARGEST_NOISE and said == q):
         raise UserError("the order says that this client spent what it never can have")
     return sigma, q, int(_between(steps, 0, most, "spent"))
 

@@ -83,10 +83,9 @@ def private(owner: "Owner", config: "Config") -> None:
     if config.data.rows is not None:
         raise refused("epsilon", "all of its rows alone", f"data.rows = {config.data.rows}")
     if _tells_labels(owner, config):
-        raise refused(
-            "epsilon",
-            "runs that bring their labels alone, as those of its rows are nothing to be told",
-            "none (data.labels is unset)",
+        raise Refused(
+            "this node's owner has a budget (epsilon), under which the labels of its rows are told "
+            'to nobody: name them in the run, as in data.labels = ["bad", "good"]'
         )
     _files(owner, config)
 

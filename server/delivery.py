@@ -1,9 +1,9 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
-What stays on the server: what central privacy keeps and what it knows of clients, what simulated
-clients keep, what W&B uploads, all checkpoints but the latest, files that would make the whole
-larger than `LIMIT` and those that no run has. The configuration does not travel back: it is the
-submitter's own word.
+What central privacy keeps and what it knows of clients stays on the server. So does what simulated
+clients keep, what W&B uploads, and every checkpoint but the latest. Files that would make the whole
+larger than `LIMIT`, and those that no run has, are named as left. The configuration does not travel
+back: it is the submitter's own word.
 
 Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
 gives, by the names that a run's files have (nothing that Python or a tool would read where it is

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 from fedlora.config import Config
-from fedlora.config.privacy import Privacy
+from fedlora.config.privacy import LARGEST_NOISE, Privacy
 from fedlora.errors import UserError
 from fedlora.privacy import accounting, plan
 from fedlora.runs import Row
@@ -14,7 +14,6 @@ from server.roster import Member, Roster
 # Of two accounts of one client, that of each which stands for the larger ε.
 WORSE = {"delta": min, "noise_multiplier": min, "sample_rate": max, "steps": max}
 STATISTICS = ("clipped", "gradient_norm")
-LARGEST = 1e6  # the largest σ that a client believes; below NOISELESS ε is infinite anyway
 SLACK = 1e-6  # relative; two machines may round ε differently
 
 
@@ -80,7 +79,8 @@ def history(member: Member, config: Config, planned: int) -> list[float]:
             return []
         sigma, rate = made.noise_multiplier, made.sample_rate
     most = (steps or 0.0) + member.unheard * round
-    sigma = min(max(sigma, accounting.NOISELESS), LARGEST)
+    # What a client believes; below NOISELESS ε is infinite anyway.
+    sigma = min(max(sigma, accounting.NOISELESS), LARGEST_NOISE)
     return [sigma, rate, math.floor(min(most, config.run.rounds * round))]
 
 

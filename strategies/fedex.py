@@ -7,8 +7,8 @@ columns and rows a round, and only those are sent. Once they cost as much as the
 recompressed; where that does not help they are folded into a dense D, and grow afresh beside it.
 
 Everybody is sent P and Q, so they may not hold a client's own factors, of which the stacks that sum
-to ΔW are made: what joins the residual is the SVD of its product, which says that product and
-nothing else.
+to ΔW are made. What joins the residual is the SVD of its product. It says that product and nothing
+else.
 
 Three ways to give the same model W* to every client after a round:
 

@@ -6,6 +6,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fedlora.config.section import Section
 
+LARGEST_NOISE = 1e6  # σ
+
 
 class Privacy(Section):
     """Differential privacy: off until a budget (epsilon) or a noise (noise_multiplier) is given.
@@ -21,7 +23,7 @@ class Privacy(Section):
     )
     noise_multiplier: PositiveFloat | None = Field(
         None,
-        le=1e6,
+        le=LARGEST_NOISE,
         description="σ, the noise's deviation over the clipping norm, where it is not to be "
         "solved; with epsilon too, that is where a client stops.",
     )

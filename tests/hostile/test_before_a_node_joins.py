@@ -16,19 +16,8 @@ from clients import node, ready
 from clients.node import Superlink
 from clients.owner import Owner
 from fedlora.errors import UserError
-from tests.federation import World
 from tests.fedlora.tasks import talk
-from tests.hostile.asked import ASK, PIN, Settings, talks_of, texts_of
-
-
-@pytest.fixture
-def talks(tmp_path: Path) -> Callable[..., Settings]:
-    return talks_of(tmp_path)
-
-
-@pytest.fixture
-def texts(world: World, tmp_path: Path) -> Callable[..., Settings]:
-    return texts_of(world, tmp_path)
+from tests.hostile.asked import ASK, PIN, Settings
 
 
 @pytest.mark.parametrize(

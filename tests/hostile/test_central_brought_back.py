@@ -75,8 +75,6 @@ def everything(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     grid = meddled("train", 2, fail, 1)
     given = {**CENTRAL, "run__track": ["tensorboard"], "run__keep": "all"}
     ran = federate(world, root, "fedit", watch=watch, grid=grid, **given)
-    from server.loop import Coordinator  # noqa: F401  (the run is over: its result is made)
-
     finish(ran.resident, ran.run, ran.state(2))
     return ran, watch
 

@@ -12,14 +12,9 @@ from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.models import packaged
 from tests.fedlora.tasks import talk
-from tests.hostile.asked import ASK, COMMIT, PIN, SPY, Settings, asked, run, talks_of
+from tests.hostile.asked import ASK, COMMIT, PIN, SPY, Settings, asked, run
 
 PRIVATE: Settings = {"privacy.epsilon": 1.0, "data.labels": '["bad", "good"]'}
-
-
-@pytest.fixture
-def talks(tmp_path: Path) -> Callable[..., Settings]:
-    return talks_of(tmp_path)
 
 
 # Templates

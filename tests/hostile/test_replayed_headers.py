@@ -15,7 +15,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest  # type: ignore[attr-define
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from tests.server.doors import Door, Handler, Superlink, certificate, signed
+from tests.server.doors import Door, Handler, Superlink, opened, signed
 
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 # Of the curve P-384's group.
@@ -29,13 +29,8 @@ NAMES = {"flwr-public-key", "flwr-timestamp", "flwr-signature"}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Superlink, Door]]:
-    folder = tmp_path_factory.mktemp("replayed")
-    files = certificate(folder / "superlink")
-    superlink = Superlink(files)
-    door = Door(folder, superlink.server_address[1], files[0])
-    yield superlink, door
-    door.stop()
-    superlink.stop()
+    with opened(tmp_path_factory.mktemp("replayed")) as both:
+        yield both
 
 
 @pytest.fixture

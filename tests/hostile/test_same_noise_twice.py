@@ -1,8 +1,8 @@
 """Promise: a secret is used once, so that no two releases have the same noise (docs/privacy.md).
 
 The difference of two releases with the same noise is bare of it. A server got a second one for the
-price of one where it changed what the release's key left out: the run's seed, which makes the parts
-that an empty view leaves to the client, or the weights of a model of the same name.
+price of one where it changed what the release's key left out. That was the run's seed, which makes
+the parts that an empty view leaves to the client, or the weights of a model of the same name.
 """
 
 import json

@@ -9,19 +9,8 @@ from flwr.app import Context, RecordDict
 from clients import app
 from fedlora.privacy.training import Updates
 from fedlora.tasks import usable
-from tests.federation import World
 from tests.fedlora.tasks import talk
-from tests.hostile.asked import ASK, PIN, Settings, asked, ordered, run, talks_of, texts_of
-
-
-@pytest.fixture
-def talks(tmp_path: Path) -> Callable[..., Settings]:
-    return talks_of(tmp_path)
-
-
-@pytest.fixture
-def texts(world: World, tmp_path: Path) -> Callable[..., Settings]:
-    return texts_of(world, tmp_path)
+from tests.hostile.asked import ASK, PIN, Settings, asked, ordered, run
 
 
 @pytest.mark.parametrize("more", [{}, {"epsilon": 3}], ids=["the run's ε", "the owner's ε"])

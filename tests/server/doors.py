@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -171,3 +171,14 @@ class Door:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(20)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[tuple[Superlink, Door]]:
+    """A superlink's stand-in and the gate before it, until both are stopped."""
+    files = certificate(folder / "superlink")
+    superlink = Superlink(files)
+    door = Door(folder, superlink.server_address[1], files[0])
+    yield superlink, door
+    door.stop()
+    superlink.stop()

@@ -18,20 +18,15 @@ import uvicorn
 from starlette.types import Message
 
 from server import gate
-from tests.server.doors import MEGA, Door, Handler, Superlink, certificate, signed
+from tests.server.doors import MEGA, Door, Handler, Superlink, certificate, opened, signed
 
 PULL = "/v1/fleet/pull-messages"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Superlink, Door]]:
-    folder = tmp_path_factory.mktemp("gate")
-    files = certificate(folder / "superlink")
-    superlink = Superlink(files)
-    door = Door(folder, superlink.server_address[1], files[0])
-    yield superlink, door
-    door.stop()
-    superlink.stop()
+    with opened(tmp_path_factory.mktemp("gate")) as both:
+        yield both
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_memory_bounds_every_pass(in_float64):
         assert all((own[k] - t).abs().max() < 1e-10 for k, t in tensors.items())
 
 
-@pytest.mark.parametrize("parts", [{"B", "head"}, {"A"}], ids=str)
+@pytest.mark.parametrize("parts", [{"B", "head"}, {"A"}], ids=["B and head", "A"])
 def test_only_what_is_trained_has_gradients_and_noise(parts, in_float64):
     """FFA's A, or a B of one's own, is not in what is clipped, though clients differ in it."""
     made, members = made_of()

@@ -57,7 +57,7 @@ class Rehearsal:
         state = merge({}, self._hook("begin", self._begun, self.base.initial))
         trains = guard.trains(self.strategy, round, self.parts)
         views = [self._view(state, c, round) for c in clients]
-        own = [{k: torch.empty_like(t) for k, t in select(v, trains).items()} for v in views]
+        own = [_trained(select(v, trains)) for v in views]
         return state, [Counted(t, {}, v, {}) for t, v in zip(own, views, strict=True)]
 
     def played(self, clients: Sequence[Client], one: Round, two: Round) -> list[Counted]:
@@ -100,7 +100,7 @@ class Rehearsal:
 
         def uploads() -> guard.Changes:
             names = [k for k in state if any(k in u.tensors for u in updates)]
-            return {k: torch.empty_like(state[k]) for k in names}
+            return {**_trained({k: state[k] for k in names})}
 
         return self._hook("aggregate", asked, uploads)
 
@@ -113,6 +113,12 @@ class Rehearsal:
             where = f"{type(self.strategy).__name__}.{hook}"
             self.notes[hook] = f"{where} wants values, and here are none: {INSTEAD[hook]}"
             return instead()
+
+
+def _trained(tensors: Tensors) -> Tensors:
+    """Others in the place of these. A method may have made some with values: those get values too,
+    and not whatever lies in memory, which may be no number."""
+    return {k: torch.ones_like(t) for k, t in tensors.items()}
 
 
 def _wants_values(e: BaseException | None) -> bool:

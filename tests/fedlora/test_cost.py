@@ -1,16 +1,20 @@
 """Communication, counted from configurations alone, against published figures and closed forms."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import strategies
 from fedlora import settings
 from fedlora.cost import Cost, cost, trained_parameters
 from fedlora.errors import MethodError, UserError
 from fedlora.strategy import Strategy
+from fedlora.testing.promises import Case, cost_counts_what_is_sent
 from strategies.fedsa import FedSA
+from strategies.fedsb import FedSB
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QV, ALL = ["query", "value"], "all-linear"
@@ -249,3 +253,19 @@ def test_a_rank_or_a_scale_that_is_none_is_no_cost() -> None:
         config, strategy = settings.resolve(given, lambda name, method=method: method)
         with pytest.raises(MethodError, match=rf"{method.__name__}\.(rank|scale) returned"):
             cost(config, strategy)
+
+
+@pytest.fixture
+def memory_of_others() -> Iterator[None]:
+    """Torch fills what nobody filled with NaN, in place of what happens to lie there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_nothing_that_lies_in_memory_is_counted(memory_of_others: None) -> None:
+    """Fed-SB makes its R with values, from which updates are made that must have some too."""
+    assert torch.empty(1).isnan().all(), "else this shows nothing"
+    case = Case(FedSB(init="xs"), "lora-sb")
+    cost_counts_what_is_sent(case)
+    assert count("fedsb", "roberta-base", 4, QV, strategy={"init": "xs"}).parameters["R"]

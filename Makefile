@@ -16,7 +16,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo demo-llm docs test test-slow test-faults test-track test-compose bench lint clean
+.PHONY: setup demo demo-llm docs test test-slow test-faults test-track test-compose bench gpu-check \
+  lint clean
 
 setup: $(STAMP)
 
@@ -86,6 +87,10 @@ $(RAY): $(STAMP)
 
 bench: setup $(RAY)
 	$(BIN)/python -m simulations.benchmarks
+
+# What only a GPU shows, in eight minutes at most on one card; PYTHON there is the one with its torch.
+gpu-check:
+	$(PYTHON) -m simulations.benchmarks.gpu --json gpu.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ class Watched:
 def watched(settings: Sequence[str], folder: Path) -> Watched:
     """Run a simulation with its directory at `folder`/run. Raises SystemExit where it fails."""
     folder.mkdir()
-    command = [str(Path(sys.executable).with_name("fedlora")), "run", *settings]
+    command = [sys.executable, "-m", "fedlora", "run", *settings]
     command += [f"run.dir={folder}", "run.name=run", "run.keep=all"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
     found, began = Watched(), time.time()

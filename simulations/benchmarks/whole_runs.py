@@ -97,8 +97,9 @@ def fedlora_run(load: Load, rows: Path, folder: Path, given: Mapping[str, object
         "simulation.workers": 2,
         **given,
     }
-    command = [str(Path(sys.executable).with_name("fedlora")), "run"]
-    seconds = _child([*command, *(f"{key}={value}" for key, value in tree.items())], folder)
+    command = [sys.executable, "-m", "fedlora", "run"]
+    command += [f"{key}={value}" for key, value in tree.items()]
+    seconds = _child(command, folder, on_gpu="simulation.device" in given)
     return Run(seconds, list(_rounds(RunDir.open(str(folder / "run")))))
 
 
@@ -144,7 +145,7 @@ def _logged(log: Sequence[Mapping[str, Any]]) -> Iterator[Round]:
         yield Round(line["ended"] - before["ended"], steps)
 
 
-def _child(command: list[str], folder: Path) -> float:
+def _child(command: list[str], folder: Path, on_gpu: bool = False) -> float:
     """Seconds of a command, in an empty folder, with caches and settings of its own."""
     for made in ("flwr", "datasets"):
         (folder / made).mkdir(parents=True)
@@ -158,7 +159,7 @@ def _child(command: list[str], folder: Path) -> float:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     started = time.perf_counter()
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)

@@ -100,9 +100,10 @@ class Stack:
         return stacked(self.adapter, copies or self.copies(owner), scales)
 
     def client(self, k: int) -> Tensors:
-        """A client's trained tensors as they are now, at its own rank: detached clones."""
-        trained = {name: t.detach()[k] for name, t in self.trained.items()}
-        return {name: t[self.own(k, name)].clone() for name, t in trained.items()}
+        """A client's trained tensors as they are now, at its own rank: detached clones on the
+        CPU, as of everything that leaves an adapter."""
+        trained = {name: t.detach()[k][self.own(k, name)] for name, t in self.trained.items()}
+        return {name: t.to("cpu", copy=True) for name, t in trained.items()}
 
     def own(self, k: int, name: str) -> tuple[slice, ...]:
         """What client `k` has of a tensor, (…) as in its stack, at its own rank."""

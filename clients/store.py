@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedlora import profile
-from fedlora.runs import save, saved
+from fedlora.tensorfiles import save, saved
 from fedlora.tensors import Tensors
 from fedlora.wire import Parcel
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from fedlora import files, lines, settings
+from fedlora import files, lines, settings, tensorfiles
 from fedlora.config import Config
 from fedlora.environment import environment
 from fedlora.errors import UserError
@@ -146,10 +146,11 @@ class RunDir:
             discreet: whether what the server knows of clients is a secret of its own, in a file
                 that stays with it. Raises ValueError where a number is none that JSON has.
         """
-        save(checkpoint.state, aside / "state.safetensors")
+        digest = hashlib.sha256()  # of the file's bytes, as they are written
+        tensorfiles.save(checkpoint.state, aside / "state.safetensors", told=digest.update)
         facts = {
             "round": checkpoint.round,
-            "state": _sha256(aside / "state.safetensors"),
+            "state": digest.hexdigest(),
             "memory": {} if discreet else checkpoint.memory,
             "metrics": checkpoint.rows,
         }
@@ -255,32 +256,6 @@ def comparison_dir(config: Config) -> Path:
             f"continue it with --resume {path}, or remove it"
         )
     return path
-
-
-def save(
-    tensors: Tensors, path: Path, metadata: dict[str, str] | None = None, mode: int = 0o666
-) -> None:
-    """Tensors as a safetensors file, written aside and renamed; nothing is left of it where that
-    fails, as on a full disk.
-
-    Args:
-        mode: who may read and write the file, less the process's umask.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    plain = {k: t.detach().contiguous().clone() for k, t in tensors.items()}
-    temporary.unlink(missing_ok=True)
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        save_file(plain, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def saved(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors and the metadata that `save` wrote. Raises OSError or SafetensorError."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
 
 
 def _sha256(path: Path) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fedlora import guard, profile
 from fedlora.mean import Mean
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
+from fedlora.tensorfiles import save
 from fedlora.tensors import Tensors
 
 
@@ -72,7 +73,7 @@ class Inbox:
         path = None
         if self._keep or not now:
             path = self._folder / f"arrived-{len(self.arrivals):06d}.safetensors"
-            save_file({k: t.contiguous() for k, t in tensors.items()}, path)
+            save(tensors, path)
         self.arrivals[client.id] = Arrival(client, path, share, metrics)
         if now:
             self._turns.pop(0)

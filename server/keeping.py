@@ -7,7 +7,7 @@ from urllib.parse import quote
 from safetensors.torch import load_file
 
 from fedlora import profile
-from fedlora.runs import save
+from fedlora.tensorfiles import save
 from server.inbox import Inbox
 from server.rounds import Sent
 

@@ -15,8 +15,9 @@ from fedlora.privacy.central import noised
 from fedlora.privacy.entropy import uniforms
 from fedlora.privacy.ledger import Ledger
 from fedlora.resident import Resident
-from fedlora.runs import Row, RunDir, save, saved
+from fedlora.runs import Row, RunDir
 from fedlora.strategy import Round
+from fedlora.tensorfiles import save, saved
 from fedlora.tensors import Tensors, select
 from fedlora.views import fingerprint, manifest
 from server.roster import Roster

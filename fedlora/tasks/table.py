@@ -17,8 +17,8 @@ from datasets import Dataset
 from safetensors import SafetensorError
 
 from fedlora.models import tokenizer_digest
-from fedlora.runs import save, saved
 from fedlora.tasks.encoded import Encoded
+from fedlora.tensorfiles import save, saved
 from fedlora.views import fingerprint, manifest
 
 

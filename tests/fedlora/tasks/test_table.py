@@ -10,9 +10,9 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from fedlora.config import MINILM
-from fedlora.runs import save
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.table import key, mapped
+from fedlora.tensorfiles import save
 from tests.fedlora.tasks.made import classification
 
 ROWS = Dataset.from_dict({"text": ["one", "a longer text", "two words"], "label": [0, 1, 1]})

@@ -56,13 +56,14 @@ def called(strategy: Strategy, hook: str, *arguments: Any) -> Any:
 
 
 def given_to(arguments: Sequence[Any]) -> list[Tensors]:
-    """The dictionaries of tensors among a hook's arguments, those of updates too."""
+    """The dictionaries of tensors among a hook's arguments, those of updates too. What lies on disk
+    is none: whoever asks for such a tensor has one of its own."""
     found: list[Tensors] = []
     for given in arguments:
         if isinstance(given, dict):
             found.append(given)
         elif isinstance(given, Update):
-            found += [given.tensors, given.sent]
+            found += [t for t in (given.tensors, given.sent) if isinstance(t, dict)]
         elif isinstance(given, list | tuple):
             found += given_to(given)
     return found
@@ -113,7 +114,7 @@ def changes(strategy: Strategy, hook: str, result: Any, state: Tensors) -> Chang
 
 
 def finite(
-    strategy: Strategy, hook: str, tensors: Tensors, given: Tensors | None = None
+    strategy: Strategy, hook: str, tensors: Tensors, given: Mapping[str, Tensor] | None = None
 ) -> Tensors:
     """The tensors of a hook, none of which holds a NaN or an infinity. What it was `given` and
     gives back was looked at before."""

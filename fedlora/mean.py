@@ -1,7 +1,11 @@
 """The weighted mean, folded in one update at a time, in fp32 and in the order of the clients."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+
+from torch import Tensor
 
 from fedlora.errors import MethodError
 from fedlora.tensors import Tensors
@@ -18,11 +22,12 @@ class Mean:
         self.total = 0.0
         self._mean: Tensors = {}
 
-    def add(self, tensors: Tensors, weight: float) -> None:
-        """Fold in one update. All updates of a mean have the same names and shapes."""
+    def add(self, tensors: Mapping[str, Tensor], weight: float) -> None:
+        """Fold in one update, tensor by tensor. All updates of a mean have the same names and
+        shapes."""
         self.total += weight
         if not self._mean:
-            self._mean = _copied(tensors)
+            self._mean = _copied({**tensors})
             return
         if tensors.keys() != self._mean.keys():
             odd = sorted(tensors.keys() ^ self._mean.keys())

@@ -55,10 +55,14 @@ class Round:
 @dataclass(frozen=True)
 class Update:
     """What one client sent: its uploaded tensors, what it had been `sent`, its weight p_i, and
-    `metrics`, its training's "loss" and "seconds" (a run with privacy tells neither)."""
+    `metrics`, its training's "loss" and "seconds" (a run with privacy tells neither).
+
+    The `tensors` may lie on disk, and each is read whenever it is asked for: an `aggregate` that
+    goes module by module has one module of all clients in memory.
+    """
 
     client: Client
-    tensors: Tensors
+    tensors: Mapping[str, Tensor]
     sent: Tensors
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -141,7 +145,7 @@ class Strategy(BaseModel):
         the client lacks of it; parts that stay with the client travel at first contact only."""
         return {k: t for k, t in state.items() if not is_memory(k)}
 
-    def place(self, update: Update, state: Tensors, round: Round) -> Tensors:
+    def place(self, update: Update, state: Tensors, round: Round) -> Mapping[str, Tensor]:
         """An update in the shapes of the state. It may not depend on the weight, which is known
         only when the round's last update has come, nor on other updates: under central privacy
         what it changes counts with the norm C at most, one client at a time."""

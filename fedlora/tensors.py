@@ -12,7 +12,7 @@ A tensor is named `<module path>.<part>`. Shapes, for a layer W of m outputs and
 Names under `server/` and `client/<id>/` are a method's memory on the server and never travel.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def is_memory(name: str) -> bool:
     return name.startswith(("server/", "client/"))
 
 
-def select(tensors: Tensors, parts: Collection[str]) -> Tensors:
+def select(tensors: Mapping[str, Tensor], parts: Collection[str]) -> Tensors:
     """The travelling tensors whose part is among `parts`."""
     return {k: t for k, t in tensors.items() if not is_memory(k) and part_of(k) in parts}
 
@@ -64,6 +64,6 @@ def largest(tensor: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def nbytes(tensors: Tensors) -> int:
+def nbytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors, in the formats they have."""
     return sum(t.numel() * t.element_size() for t in tensors.values())

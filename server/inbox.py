@@ -2,19 +2,18 @@
 
 Sums in floating point depend on their order, so an update that comes before its turn waits on
 disk, and one that comes in its turn is folded in from where it was received. A linear method thus
-needs one accumulator and one update in memory, whatever their number.
+needs one accumulator and one update in memory, whatever their number. Another gets a list of updates
+that lie on disk, of which it holds what it asks for: one module of all clients, or one update.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from fedlora import guard, profile
 from fedlora.mean import Mean
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
-from fedlora.tensorfiles import save
+from fedlora.tensorfiles import TensorFile, save
 from fedlora.tensors import Tensors
 
 
@@ -115,7 +114,8 @@ class Inbox:
             if (id := self._turns.pop(0)) in self._out:
                 continue
             arrival = self.arrivals[id]
-            self._add(self._waiting(arrival, arrival.share))
+            waited = self._waiting(arrival, arrival.share)
+            self._add(replace(waited, tensors={**waited.tensors}))
             del self._sent[id]
             if arrival.path and not self._keep:
                 arrival.path.unlink()
@@ -134,4 +134,4 @@ class Inbox:
     def _waiting(self, arrival: Arrival, weight: float) -> Update:
         assert arrival.path
         client, metrics = arrival.client, arrival.metrics
-        return Update(client, load_file(arrival.path), self._sent[client.id], weight, metrics)
+        return Update(client, TensorFile(arrival.path), self._sent[client.id], weight, metrics)

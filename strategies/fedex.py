@@ -20,7 +20,7 @@ Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-
 Models" (2024), arXiv:2410.09432.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -158,7 +158,7 @@ def _smaller(P: Tensor, Q: Tensor) -> bool:
     return P.numel() + Q.numel() < P.shape[0] * Q.shape[1]
 
 
-def _factors(module: str, tensors: Tensors) -> Factors:
+def _factors(module: str, tensors: Mapping[str, Tensor]) -> Factors:
     return tensors[f"{module}.B"], tensors[f"{module}.A"]
 
 

@@ -1,7 +1,7 @@
 """The contract acted out, without models or wires: clients copy what they are sent, "train" by
 adding noise to the trained parts, and keep what stays with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -179,7 +179,7 @@ class Federation:
         self.before, self.state = self.state, merge(self.state, found)
 
     @contextmanager
-    def _unchanged(self, hook: str, *given: Tensors) -> Iterator[None]:
+    def _unchanged(self, hook: str, *given: Mapping[str, Tensor]) -> Iterator[None]:
         """Raises MethodError where the values of these tensors are others afterwards: by a write
         that torch does not count."""
         before = [{k: t.clone() for k, t in tensors.items()} for tensors in given]

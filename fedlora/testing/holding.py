@@ -1,6 +1,7 @@
 """What has to be so of tensors by name, each with words for where it is not."""
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def copies(tensors: Tensors) -> Tensors:
     return {k: t.clone() for k, t in tensors.items()}
 
 
-def double(tensors: Tensors) -> Tensors:
+def double(tensors: Mapping[str, Tensor]) -> Tensors:
     return {k: t.double() for k, t in tensors.items()}
 
 

@@ -1,5 +1,6 @@
 """Updates are folded in client order, whenever they come, and only those that wait are on disk."""
 
+import tracemalloc
 from itertools import permutations
 from pathlib import Path
 
@@ -37,6 +38,28 @@ class Listed(Strategy):
 class Absent(Strategy):
     def place(self, update, state, round):
         return {**update.tensors, "layer.A": None}
+
+
+class Modular(Strategy):
+    """A sum by modules; says how much memory its updates took, at the most."""
+
+    def aggregate(self, state, updates, round):
+        assert all(not isinstance(u.tensors, dict) for u in updates)
+        tracemalloc.start()
+        try:
+            total = {k: sum(u.weight * u.tensors[k] for u in updates) for k in state}
+            most.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.reset_peak()
+            mean = super().aggregate(state, updates, round)
+            most.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        for k, t in mean.items():
+            torch.testing.assert_close(total[k], t)
+        return total
+
+
+most: list[int] = []
 
 
 def inbox(folder: Path, strategy: Strategy | None = None, keep: bool = False) -> Inbox:
@@ -99,6 +122,26 @@ def test_updates_that_are_to_be_kept_have_files(tmp_path: Path) -> None:
         assert same(load_file(box.arrivals[id].path), UPDATES[id])
     box.clear()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_list_of_updates_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+    """By modules, it is one tensor of each client that is in memory (numpy's, into which files are
+    read, is counted); the default mean has itself and one update, as the first one is copied."""
+    clients, size = [str(i) for i in range(6)], 100_000
+    state = {f"layer.{i}.A": torch.zeros(size) for i in range(10)}
+    box = Inbox(Modular(), state, Round(1), clients, tmp_path, False)
+    for id in clients:
+        tensors = {k: torch.randn(size, generator=stream(0, id, k)) for k in state}
+        box.accept(Client(id, 2, 1.0), tensors, state, 1.0, {})
+    most.clear()
+    changes = box.changes()
+    torch.testing.assert_close(changes["layer.0.A"], mean_of(clients, "layer.0.A", size))
+    assert most[0] < 1.1 * 4 * size * 6
+    assert most[1] < 1.1 * 4 * size * 10 * 2
+
+
+def mean_of(clients: list[str], name: str, size: int) -> torch.Tensor:
+    return sum(torch.randn(size, generator=stream(0, id, name)) for id in clients) / len(clients)
 
 
 def test_a_received_message_is_not_written_to(tmp_path: Path) -> None:

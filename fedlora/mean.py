@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-
 from torch import Tensor
 
 from fedlora.errors import MethodError

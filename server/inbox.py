@@ -2,8 +2,8 @@
 
 Sums in floating point depend on their order, so an update that comes before its turn waits on
 disk, and one that comes in its turn is folded in from where it was received. A linear method thus
-needs one accumulator and one update in memory, whatever their number. Another gets a list of updates
-that lie on disk, of which it holds what it asks for: one module of all clients, or one update.
+needs one accumulator and one update in memory, whatever their number. Another gets a list of
+updates that lie on disk, of which it holds what it asks for: one module of all clients, say.
 """
 
 from collections.abc import Mapping, Sequence

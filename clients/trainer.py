@@ -26,7 +26,7 @@ from flwr.proto.message_pb2 import Message as Proto
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, parse, pieces
-from fedlora import cancel, files
+from fedlora import cancel, files, quantised
 from fedlora.untrusted import Log
 
 IDLE = 600.0  # seconds before the first message; then the owner's own
@@ -149,5 +149,6 @@ def serve(state_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    quantised.late()
     logging.basicConfig(level=logging.INFO, handlers=[Log("%(name)s: %(message)s")])
     serve(Path(sys.argv[1]))

@@ -1,11 +1,8 @@
 """Where a process has its model, and in which format: what the configuration leaves open."""
 
-from importlib.util import find_spec
-
 import torch
 
 from fedlora.config import Config, Model
-from fedlora.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,11 +34,3 @@ def chosen(model: Model, device: str) -> str:
         return model.dtype
     modern = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if model.quantize or modern else "fp32"
-
-
-def quantizer() -> None:
-    """Raises UserError where the package that quantises is missing."""
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            "model.quantize needs the package bitsandbytes: pip install 'fedlora[quantized]'"
-        )

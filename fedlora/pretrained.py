@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedlora import gguf, modelfiles
+from fedlora import gguf, modelfiles, quantised
 from fedlora.config import Model
-from fedlora.device import DTYPES, quantizer
+from fedlora.device import DTYPES
 from fedlora.errors import UserError
 from fedlora.models import locate, quiet
 
@@ -122,7 +122,7 @@ class Pretrained:
         dtype = DTYPES.get(self.settings.dtype, torch.float32)
         if self.settings.quantize is None:
             return {"dtype": dtype}
-        quantizer()
+        quantised.needed()
         how = BitsAndBytesConfig(
             load_in_8bit=self.settings.quantize == "8bit",
             load_in_4bit=self.settings.quantize == "4bit",

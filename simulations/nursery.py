@@ -1,24 +1,29 @@
-"""The process that workers are forked from: it has imported what they need, and done nothing else.
+"""How worker processes begin.
 
-To import torch, transformers and the rest takes seconds of a core and hundreds of MB; so it is done
-once for all workers, whose memory of it is shared, and beside the caller's own imports.
+To import torch, transformers and the rest takes seconds of a core and hundreds of MB; so on a CPU
+it is done once for all workers, which are forked from the process that did it and nothing else: its
+memory is shared, and it imports beside the caller's own imports. CUDA and its like stay behind in a
+fork, so workers on a device are processes begun anew.
 """
 
 import multiprocessing
 import os
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 
-PRELOADED = ["clients.app"]
+PRELOADED = ["simulations.preload"]
 
 
 def warm() -> None:
     """Begin to import, in a process that ends with this one; nothing where it has begun."""
     # The fewer threads there are to be lost in a fork, the better: numpy's are of no use here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    context().set_forkserver_preload(PRELOADED)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 
-def context() -> ForkServerContext:
-    return multiprocessing.get_context("forkserver")
+def context(device: str) -> ForkServerContext | SpawnContext:
+    """Of workers on a device, by its name as torch has it."""
+    if device == "cpu":
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")

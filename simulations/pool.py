@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -49,12 +49,16 @@ class Job(NamedTuple):
 
 
 class Pool:
-    """Worker processes behind one queue of jobs. Use as a context manager."""
+    """Worker processes behind one queue of jobs. Use as a context manager.
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self.workers, self.threads = workers, threads
+    Args:
+        device: where workers have their models, as torch names it.
+    """
+
+    def __init__(self, workers: int, threads: int, device: str = "cpu") -> None:
+        self.workers, self.threads, self.device = workers, threads, device
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._processes: dict[str, ForkServerProcess] = {}
+        self._processes: dict[str, ForkServerProcess | SpawnProcess] = {}
         self._closed = False
         self._profile = profile.current()
         self._keepers = [
@@ -65,7 +69,7 @@ class Pool:
     def __enter__(self) -> "Pool":
         # Outside a Flower run a Message can only be made once these are set.
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-        if self.workers:
+        if self.workers and self.device == "cpu":
             nursery.warm()
         for keeper in self._keepers:
             keeper.start()
@@ -122,8 +126,8 @@ class Pool:
         self._profile.add(name, round, seconds)
         return now
 
-    def _start(self) -> tuple[ForkServerProcess, Connection]:
-        context = nursery.context()
+    def _start(self) -> tuple[ForkServerProcess | SpawnProcess, Connection]:
+        context: Any = nursery.context(self.device)
         ours, theirs = context.Pipe()
         arguments = (theirs, self.threads, self._profile is not None)
         process = context.Process(target=serve, args=arguments, daemon=True)

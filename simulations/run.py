@@ -9,6 +9,7 @@ import torch
 
 from fedlora import settings
 from fedlora.config import Config
+from fedlora.device import placed
 from fedlora.errors import Stopped, UserError
 from fedlora.privacy import plan
 from fedlora.progress import Observer
@@ -26,7 +27,8 @@ Watch = Callable[[Path], AbstractContextManager[Observer]]
 
 def pool(config: Config) -> Pool:
     """As many workers as the configuration says."""
-    return Pool(stacking.workers(config), config.simulation.threads)
+    simulation = config.simulation
+    return Pool(stacking.workers(config), simulation.threads, placed(simulation.device))
 
 
 def simulate(

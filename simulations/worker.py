@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fedlora import profile
+from fedlora import profile, quantised
 from fedlora.untrusted import Log
 
 
@@ -21,6 +21,7 @@ def serve(pipe: Connection, threads: int, profiled: bool) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it closes the pipe
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quantised.late()
     import torch
     from tqdm import tqdm
 

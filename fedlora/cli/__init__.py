@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedlora import quantised
 from fedlora.errors import Failed, Stopped, UserError
 from fedlora.untrusted import Log, block
 
@@ -27,6 +28,7 @@ Settings = Annotated[
 
 def main() -> None:
     """Entry point: a person's mistake is one message and exit code 2, a run that failed 1."""
+    quantised.late()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -148,6 +148,6 @@ def test_8_bits_and_private_training_are_refused() -> None:
 
 
 def test_a_missing_package_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora.device.find_spec", lambda name: None)
+    monkeypatch.setattr("fedlora.quantised.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fedlora\[quantized\]'"):
         task(folder, quantize="4bit").model(0)

@@ -1,6 +1,6 @@
 """The memory that a stacked training pass takes, from what autograd keeps of one row's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from fedlora.adapters.recompute import recomputing
 from fedlora.adapters.stack import Stack
 from fedlora.streams import forked
 from fedlora.tasks import Task
+from fedlora.tensors import nbytes
 
 # Besides what is kept, a pass has gradients of activations under way, and what the allocator leaves
 # between them. With MiniLM the peak of passes of 200 to 4,500 tokens was 1.2 to 1.9 times what is
@@ -19,39 +20,40 @@ from fedlora.tasks import Task
 UNDER_WAY = 2.0
 
 
-def token_bytes(task: Task, adapter: Adapter, encoded: Any) -> int:
-    """Bytes of memory a padded token of a pass in which every row has a copy of its own of the
-    adapter, with a gradient: counted on the longest of some rows, where attention costs most, and
-    with dropout as in training, where attention keeps the weights of every pair of tokens."""
+def token_bytes(task: Task, adapter: Adapter, encoded: Any, private: bool = False) -> int:
+    """Bytes of memory a padded token of a stacked training pass: counted on the longest of some
+    rows, where attention costs most, and with dropout as in training, where attention keeps the
+    weights of every pair of tokens.
+
+    Args:
+        private: every row has a copy of its own of the adapter, with a gradient.
+    """
     row = max(range(len(encoded)), key=encoded.length)
-    stack = Stack(
-        adapter,
-        [adapter.initial()] * 2,
-        [adapter.scaling.at(adapter.scaling.rank)] * 2,
-        adapter.parts,
-    )
-    owner = torch.zeros(1, dtype=torch.int64, device=adapter.model.device)
-    copies = stack.copies(owner)
+    scale = adapter.scaling.at(adapter.scaling.rank)
+    stack = Stack(adapter, [adapter.initial()], [scale], adapter.parts)
     adapter.model.train()
     try:
-        with forked(0, "footprint"), stack.rows(owner, copies):
+        with forked(0, "footprint"), stack.passes() as through, through([0]):
             batch = task.batch(encoded, [row])
-            activations = kept(adapter.model, lambda: task.losses(adapter.model, batch))
+            kept_of_row = kept(
+                adapter.model, lambda: task.losses(adapter.model, batch), stack.tensors.values()
+            )
     finally:
         adapter.model.eval()
-    own = sum(t.numel() * t.element_size() for t in copies.values())
-    return int((UNDER_WAY * activations + own) / pieces.padded(encoded.length(row)))
+    copy = nbytes(stack.tensors) if private else 0
+    each = UNDER_WAY * (kept_of_row + copy) + copy
+    return int(each / pieces.padded(encoded.length(row)))
 
 
-def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that are kept for the backward pass of a model in training mode, its own weights
-    apart; on any device, the meta device included.
+def kept(model: nn.Module, forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
+    """Bytes that are kept for the backward pass of a model in training mode, its own weights and
+    what is there besides apart; on any device, the meta device included.
 
     Of layers that recompute, their inputs are kept, and one layer's own at a time:
 
         sum of all - sum_l own_l + sum_l input_l + max_l own_l      over layers l
     """
-    frozen = {_place(t) for t in (*model.parameters(), *model.buffers())}
+    frozen = {_place(t) for t in (*model.parameters(), *model.buffers(), *besides)}
     seen: dict[int, torch.UntypedStorage] = {}  # held, so that no place is used twice
     layers = recomputing(model)
     begun: list[int] = []

@@ -104,7 +104,8 @@ class Resident:
         if memory is None:
             return None
         rows = self.encoded(self.federation.clients[0], "train")
-        return max(1, int(memory * 1e6 / 2 / token_bytes(self.task, self.adapter, rows)))
+        private = self.config.privacy.local
+        return max(1, int(memory * 1e6 / 2 / token_bytes(self.task, self.adapter, rows, private)))
 
     @profile.timed("load")
     def load(self, view: Tensors, scale: float) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedlora import config, optimizers, pieces, profile
 from fedlora.adapters import Adapter
-from fedlora.adapters.stack import Stack
+from fedlora.adapters.stack import Stack, laid
 from fedlora.evaluation import evaluating, score, weighed
 from fedlora.optimizers import ALONE, Turn
 from fedlora.streams import forked, stream
@@ -77,21 +77,23 @@ def train(
         stacked=True,
     )
     costs = pieces.costs(adapter.model.device, most, settings.micro_batch)
-    total = torch.zeros(len(members), device=adapter.model.device)
+    found: list[tuple[list[int], Tensor]] = []  # each pass's owners, and its rows' shares of losses
     done: dict[int, Tensors] = {}
     seen = [0] * len(members)
     adapter.model.train()
-    with forked(members[0].seed[0], *[x for m in members for x in m.seed[1:]], "dropout"):
+    dropout = forked(members[0].seed[0], *[x for m in members for x in m.seed[1:]], "dropout")
+    with dropout, stack.passes() as through:
         for step in range(max(steps)):
             batch = {k: next(drawn[k]) for k in range(len(members)) if step < steps[k]}
             updater.zero_grad(set_to_none=True)
             share_of = rows.shares(task, batch)
             for owner, indices in rows.cut(batch, costs):
-                share = torch.tensor([share_of[i] for i in indices]).to(total)
-                with profile.span("forward and backward"), stack.rows(owner):
+                with profile.span("forward and backward"), through(owner):
                     losses = task.losses(adapter.model, task.batch(rows.encoded, indices))
-                    (losses * share).sum().backward()
-                total.index_add_(0, owner, losses.detach().to(total) * share)
+                    share = torch.tensor([share_of[i] for i in indices], dtype=torch.float32)
+                    weighed = losses * share.to(losses.device, non_blocking=True)
+                    weighed.sum().backward()
+                found.append((owner, weighed.detach()))
             with profile.span("optimizer"):
                 if settings.clip is not None:
                     _clip(stack.leaves, settings.clip)
@@ -101,7 +103,7 @@ def train(
                 if step + 1 == steps[k]:
                     done[k] = stack.client(k)
     adapter.model.eval()
-    means = (total.cpu() / torch.tensor(steps)).tolist()
+    means = (_totals(found, len(members)) / torch.tensor(steps)).tolist()
     return [(done[k], Trained(means[k], steps[k], seen[k])) for k in range(len(members))]
 
 
@@ -113,14 +115,16 @@ def evaluate(
     stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members])
     rows = joined(members, adapter)
     costs = pieces.costs(rows.device, most)
-    sums = torch.zeros(3, len(members), dtype=torch.float64, device=rows.device)
+    none = torch.zeros(3, 0, dtype=torch.float64, device=rows.device)
+    found: list[tuple[list[int], Tensor]] = [([], none)]  # each pass's owners, what its rows add
     everything = {k: list(range(len(m.encoded))) for k, m in enumerate(members)}
-    with torch.inference_mode(), evaluating(adapter.model):
+    with torch.inference_mode(), evaluating(adapter.model), stack.passes() as through:
         for owner, indices in rows.cut(everything, costs):
-            with stack.rows(owner):
-                found = task.outcomes(adapter.model, task.batch(rows.encoded, indices))
-            counts = task.counts(rows.encoded, indices).to(sums)
-            sums.index_add_(1, owner, weighed(found, counts))
+            with through(owner):
+                outcomes = task.outcomes(adapter.model, task.batch(rows.encoded, indices))
+            counts = task.counts(rows.encoded, indices).double()
+            found.append((owner, weighed(outcomes, counts.to(rows.device, non_blocking=True))))
+    sums = _totals(found, len(members))
     return [score(sums[:, k], len(m.encoded)) for k, m in enumerate(members)]
 
 
@@ -143,13 +147,14 @@ class Rows:
 
     def cut(
         self, batch: dict[int, list[int]], costs: pieces.Costs
-    ) -> Iterator[tuple[Tensor, list[int]]]:
-        """(owner (b,), rows (b)) of each pass that takes these rows, {client: its own indices}."""
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """(owner (b), rows (b)) of each pass that takes these rows, {client: its own indices}, as
+        `laid`."""
         owners = [k for k, own in batch.items() for _ in own]
         rows = [self.starts[k] + i for k, own in batch.items() for i in own]
         for piece in pieces.cut([self.encoded.length(row) for row in rows], costs):
-            owner = torch.tensor([owners[i] for i in piece], device=self.device)
-            yield owner, [rows[i] for i in piece]
+            order = [piece[i] for i in laid([owners[i] for i in piece])]
+            yield [owners[i] for i in order], [rows[i] for i in order]
 
 
 def joined(members: Sequence[Member], adapter: Adapter) -> Rows:
@@ -157,6 +162,13 @@ def joined(members: Sequence[Member], adapter: Adapter) -> Rows:
     encoded = [m.encoded for m in members]
     starts = list(accumulate((len(rows) for rows in encoded), initial=0))
     return Rows(type(encoded[0]).joined(encoded), starts, adapter.model.device)
+
+
+def _totals(found: Sequence[tuple[list[int], Tensor]], clients: int) -> Tensor:
+    """(…, K): what rows (…, b) of all passes add up to, by owner; on the CPU, waited for once."""
+    owner = torch.tensor([k for owners, _ in found for k in owners])
+    each = torch.cat([t for _, t in found], -1).cpu()
+    return each.new_zeros(*each.shape[:-1], clients).index_add_(-1, owner, each)
 
 
 def _clip(leaves: Sequence[Tensor], most: float) -> None:

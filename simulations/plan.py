@@ -19,7 +19,9 @@ from fedlora.tensors import nbytes, select
 
 ROWS = 128  # of all clients in one step: with more, passes of rows of like length gain nothing
 FREE = 0.5  # the share of free memory that workers may have together
-HELD = 4  # tensors of an adapter's size that training a client holds: values, gradients, moments
+# Tensors of an adapter's size that training a client holds: values, gradients, moments, and in a
+# pass of unequal shares a copy with its gradient.
+HELD = 6
 
 
 def workers(config: Config) -> int:

@@ -2,16 +2,19 @@
 
 Shapes, for K clients and a pass of b rows, of any of them in any number:
 
-    a part (…)      its stack (K, …)      owner (b,) says whose a row is, as an index into the K
+    a part (…)      its stack (K, …)      owner (b) says whose a row is, as an index into the K
     copies = stack[owner] (b, …)          scales (K,), each client's s
 
-So clients need not have equal numbers of rows. Of different ranks, A (r_k, n) and B (m, r_k) are
-filled up with zeros to the largest r: the gradient of a zero row of A has the zero column of B as
-a factor, and the other way about, so they stay zero under SGD and under AdamW.
+Where clients have equally many rows, the stacks go in as they are; else clients with equally many
+go together (`laid`), and no client has more than one copy in a pass. Of different ranks, A (r_k, n)
+and B (m, r_k) are filled up with zeros to the largest r: the gradient of a zero row of A has the
+zero column of B as a factor, and the other way about, so they stay zero under SGD and under AdamW.
 """
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,11 @@ from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.stacked import stacked
 from fedlora.optimizers import inverses
 from fedlora.tensors import RESIDUAL, Tensors, module_of, part_of
+
+# (owner, copies) of a pass: inside, the model takes a batch of b rows and runs the i-th through the
+# adapter of client `owner[i]`; gradients reach the stacks. Where copies (b, …) of every stack are
+# given, each row goes through its own, and gradients reach these.
+Through = Callable[..., AbstractContextManager[None]]
 
 RANKED = {"A": {0}, "B": {1}, "R": {0, 1}}  # the axes of a part that are as long as the rank
 
@@ -87,17 +95,45 @@ class Stack:
             for name in own[0]
         }
 
-    def copies(self, owner: Tensor) -> Tensors:
-        """Each row's own copy of every stack, (b, …)."""
-        return {name: t.index_select(0, owner) for name, t in self.tensors.items()}
-
-    def rows(self, owner: Tensor, copies: Tensors | None = None) -> AbstractContextManager[None]:
-        """Inside, the model takes b rows and runs the i-th through client `owner[i]`'s adapter;
-        gradients reach the stacks, or the copies where they are given."""
+    @contextmanager
+    def passes(self) -> Iterator["Through"]:
+        """Inside, the model goes through the clients' adapters, in the passes entered by what this
+        yields."""
         if not self.tensors:
-            return nullcontext()
-        scales = None if self.scales is None else self.scales[owner]
-        return stacked(self.adapter, copies or self.copies(owner), scales)
+            yield lambda *_: nullcontext()
+            return
+        with stacked(self.adapter, self.tensors) as enter:
+
+            def through(
+                owner: Sequence[int], copies: Tensors | None = None
+            ) -> AbstractContextManager[None]:
+                if copies is not None:
+                    return enter(copies, [1] * len(owner), self._scales(owner))
+                runs = [(k, len(list(rows))) for k, rows in groupby(owner)]
+                own = [k for k, _ in runs]
+                return enter(self.copies(own), [rows for _, rows in runs], self._scales(own))
+
+            yield through
+
+    def copies(self, owner: Sequence[int]) -> Tensors:
+        """A copy of every stack for each owner, (b, …); the stacks themselves where these are all
+        clients in their order."""
+        if self._all(owner):
+            return self.tensors
+        index = self._index(owner)
+        return {name: t.index_select(0, index) for name, t in self.tensors.items()}
+
+    def _scales(self, owner: Sequence[int]) -> Tensor | None:
+        if self.scales is None or self._all(owner):
+            return self.scales
+        return self.scales.index_select(0, self._index(owner))
+
+    def _all(self, owner: Sequence[int]) -> bool:
+        return list(owner) == list(range(len(self.clients)))
+
+    def _index(self, owner: Sequence[int]) -> Tensor:
+        # Not to be waited for: the device has passes under way.
+        return torch.tensor(owner).to(self.adapter.model.device, non_blocking=True)
 
     def client(self, k: int) -> Tensors:
         """A client's trained tensors as they are now, at its own rank: detached clones on the
@@ -108,6 +144,13 @@ class Stack:
     def own(self, k: int, name: str) -> tuple[slice, ...]:
         """What client `k` has of a tensor, (…) as in its stack, at its own rank."""
         return tuple(slice(n) for n in self.clients[k][name].shape)
+
+
+def laid(owners: Sequence[int]) -> list[int]:
+    """Rows, by index, in an order that keeps together each client's rows, and clients with equally
+    many; otherwise theirs."""
+    count = Counter(owners)
+    return sorted(range(len(owners)), key=lambda i: (count[owners[i]], owners[i]))
 
 
 def alike(clients: Sequence[Tensors]) -> list[list[int]]:

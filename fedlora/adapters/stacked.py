@@ -1,18 +1,21 @@
 """Many copies of an adapter in one pass over the frozen model.
 
-Shapes: K copies with b rows each make a batch of K b rows, copy by copy. For a layer of m outputs
-and n inputs at rank r, c is b times the layer's middle dimensions (its tokens):
+Shapes: copies k = 1, 2, … take c_k rows each, which lie copy by copy in a batch of Σ c_k. Copies
+beside each other that take equally many are a block of K copies with b rows each, and go through a
+layer in one batched product, without a copy a row. For a layer of m outputs and n inputs at rank r,
+c is b times the layer's middle dimensions (its tokens):
 
     x (K b, …, n), seen as h (K, c, n)
     A (K, r, n)  B (K, m, r)  R (K, r, r)  M (K, m)  d (K, r)  b (K, m)  head.<parameter> (K, …)
 
 A part that is not stacked has no K and is shared by all copies, as are VeRA's projections U and V,
-the residual, and the scale s unless scales (K,) are given. By broadcasting the products below serve
+the residual, and the scale s unless scales are given. By broadcasting the products below serve
 both.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,97 +27,170 @@ from fedlora.adapters.adapter import NAME, Adapter
 from fedlora.errors import UserError
 from fedlora.tensors import Tensors, module_of, part_of
 
+# (copies of the tensors, each (Σ K, …); rows of each copy; each copy's s, (Σ K,), or the layer's).
+# Inside, the model takes one batch of these rows, forward and backward, and again where a backward
+# pass recomputes activations. Raises UserError where copies or the batch do not fit.
+Pass = Callable[[Tensors, Sequence[int], Tensor | None], AbstractContextManager[None]]
+
 
 @contextmanager
-def stacked(adapter: Adapter, tensors: Tensors, scales: Tensor | None = None) -> Iterator[None]:
-    """Inside, `adapter.model` takes K b rows and computes the k-th b of them with copy k.
+def stacked(adapter: Adapter, names: Collection[str]) -> Iterator[Pass]:
+    """Inside, `adapter.model` computes with copies of these tensors, in the passes entered by what
+    this yields: to swap the layers' forwards takes far longer than to enter a pass.
 
-    Gradients reach `tensors` as they would parameters. Every row has dropout masks of its own.
-    A backward pass that recomputes activations belongs inside too. Not to be nested.
+    Gradients reach the copies as they would parameters. Every row has dropout masks of its own.
+    Not to be nested.
 
     Args:
-        tensors: name -> (K, *shape), the parts that differ between copies. The others are shared
-            as they are loaded.
-        scales: (K,), each copy's s; by default the layer's, for all. VeRA has none.
+        names: those that differ between copies. The others are shared as they are loaded.
 
     Raises:
-        UserError: an unknown name or a wrong shape; inside, a batch that K does not divide, or an
-            adapted layer or head that is given something else than the batch's rows.
+        UserError: an unknown name; inside, an adapted layer or head that is given something else
+            than the batch's rows.
     """
     live = adapter.live()
-    batch = _Batch(_copies(live, tensors))
-    each = None if scales is None else scales.view(-1, 1, 1)
+    rows = _Rows({k: live[k].shape for k in names if _own(k, live)})
     base = adapter.model.get_base_model()
     with ExitStack() as undo:
-        note = adapter.model.register_forward_pre_hook(batch.note, with_kwargs=True)
+        note = adapter.model.register_forward_pre_hook(rows.check_batch, with_kwargs=True)
         undo.callback(note.remove)
-        for name in dict.fromkeys(module_of(k) for k in tensors if part_of(k) != "head"):
-            layer, parts = base.get_submodule(name), _parts(adapter, name, live, tensors)
-            _replace(layer, _layer(adapter, name, layer, parts, each, batch), undo)
-        for name, wrapper in base.named_modules():
-            prefix = f"head.{name}."
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            if isinstance(wrapper, ModulesToSaveWrapper) and own:
-                _replace(wrapper, _head(name, wrapper.modules_to_save[NAME], own, batch), undo)
-        yield
+        for name in dict.fromkeys(module_of(k) for k in names if part_of(k) != "head"):
+            layer = base.get_submodule(name)
+            _replace(layer, _layer(adapter, name, layer, live, rows), undo)
+        for name, wrapper in base.named_modules() if any(map(_of_head, names)) else ():
+            if isinstance(wrapper, ModulesToSaveWrapper):
+                prefix = f"head.{name}."
+                own = [k.removeprefix(prefix) for k in names if k.startswith(prefix)]
+                if own:
+                    inner = wrapper.modules_to_save[NAME]
+                    _replace(wrapper, _head(name, inner, own, rows), undo)
+        yield rows.enter
 
 
-class _Batch:
-    """The batch on its way through the model: so many rows, of K copies."""
+def _own(name: str, live: Tensors) -> bool:
+    """True of a tensor that can differ between copies."""
+    if name not in live or module_of(name) == "vera":
+        have = ", ".join(k for k in live if module_of(k) != "vera")
+        raise UserError(f"{name} cannot be stacked: this adapter has {have}.")
+    return True
 
-    def __init__(self, copies: int) -> None:
-        self.copies = copies
-        self.rows = 0
 
-    def note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.rows = len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)))
-        if self.rows % self.copies:
+def _of_head(name: str) -> bool:
+    return part_of(name) == "head"
+
+
+class _Rows:
+    """The rows of a pass on their way through the model, and the copies that they meet.
+
+    Attributes:
+        counts: copies of each block; sizes: its rows.
+        copies: name -> each block's (K, …); scales: each block's (K, 1, 1), or None.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+        self.shapes = shapes
+        self.counts: list[int] = []
+        self.sizes: list[int] = []
+        self.copies: Mapping[str, Sequence[Tensor]] = {}
+        self.scales: Sequence[Tensor] | None = None
+
+    @contextmanager
+    def enter(
+        self, tensors: Tensors, shares: Sequence[int], scales: Tensor | None = None
+    ) -> Iterator[None]:
+        """See `Pass`."""
+        self._check(tensors, shares)
+        blocks = [(share, len(list(copies))) for share, copies in groupby(shares)]
+        self.counts = [count for _, count in blocks]
+        self.sizes = [share * count for share, count in blocks]
+        self.copies = {name: self._blocks(t) for name, t in tensors.items()}
+        self.scales = None if scales is None else self._blocks(scales.view(-1, 1, 1))
+        try:
+            yield
+        finally:
+            self.counts, self.sizes, self.copies, self.scales = [], [], {}, None
+
+    def _blocks(self, copies: Tensor) -> Sequence[Tensor]:
+        return copies.split(self.counts) if len(self.counts) > 1 else (copies,)
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """(rows, …, n) as each block's (K, c, n)."""
+        each = x.split(self.sizes) if len(self.sizes) > 1 else (x,)
+        return [t.reshape(k, -1, t.shape[-1]) for t, k in zip(each, self.counts, strict=True)]
+
+    def _check(self, tensors: Tensors, shares: Sequence[int]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.shape[1:] != self.shapes[name]:
+                raise UserError(
+                    f"{name} has the shape {tuple(tensor.shape)}; copies of it are stacked as "
+                    f"(K, {', '.join(map(str, self.shapes[name]))})."
+                )
+            if len(tensor) != len(shares):
+                raise UserError(
+                    f"{name} has {len(tensor)} copies where rows are given to {len(shares)}: give "
+                    "each its number of rows."
+                )
+
+    def check_batch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)))
+        if given != sum(self.sizes):
             raise UserError(
-                f"a batch of {self.rows} rows cannot be divided evenly among {self.copies} stacked "
-                "copies: give each copy the same number of rows."
+                f"a batch of {given} rows cannot be divided among {sum(self.counts)} stacked "
+                f"copies that take {sum(self.sizes)}: give each copy the rows that it is to have."
             )
 
     def check(self, name: str, x: Tensor, mend: str) -> None:
         """Other sizes than the batch's may well be divisible by K and yet mix copies."""
-        if len(x) != self.rows:
+        if len(x) != sum(self.sizes):
             raise UserError(
-                f"{name} is given {len(x)} rows where the batch has {self.rows}, so its copies "
-                f"cannot be told apart: {mend}."
+                f"{name} is given {len(x)} rows where the batch has {sum(self.sizes)}, so its "
+                f"copies cannot be told apart: {mend}."
             )
 
 
-def _parts(adapter: Adapter, name: str, live: Tensors, tensors: Tensors) -> Tensors:
-    """A layer's parts, each (…) or (K, …), and what it sees of VeRA's projections."""
-    kinds = "db" if adapter.kind == "vera" else "ABRM"
-    names = {part: f"{name}.{part}" for part in kinds}
-    parts = {part: tensors.get(k, live[k]) for part, k in names.items() if k in live}
-    if adapter.kind == "vera":
-        m, n = adapter.shapes[name]
-        parts |= {"U": live["vera.U"][:m], "V": live["vera.V"][:, :n]}
-    return parts
-
-
 def _layer(
-    adapter: Adapter, name: str, layer: Any, parts: Tensors, scales: Tensor | None, batch: _Batch
+    adapter: Adapter, name: str, layer: Any, live: Tensors, rows: _Rows
 ) -> Callable[..., Tensor]:
     """The forward of PEFT's layer, its casts included, with some parts stacked."""
-    vera, n = adapter.kind == "vera", adapter.shapes[name][1]
-    dtype = next(iter(parts.values())).dtype
-    scale = None if vera else (layer.scaling[NAME] if scales is None else scales)
+    vera, (m, n) = adapter.kind == "vera", adapter.shapes[name]
+    own = {
+        part: f"{name}.{part}" for part in ("db" if vera else "ABRM") if f"{name}.{part}" in live
+    }
+    dtype = live[next(iter(own.values()))].dtype
     dropout = (layer.vera_dropout if vera else layer.lora_dropout)[NAME]
+    projections = {"U": live["vera.U"][:m], "V": live["vera.V"][:, :n]} if vera else {}
+
+    def parts(block: int) -> Tensors:
+        copies = {p: rows.copies[k][block] for p, k in own.items() if k in rows.copies}
+        return {p: live[k] for p, k in own.items()} | projections | copies
+
+    def added(block: int, h: Tensor, y: Tensor) -> Tensor:
+        mine = parts(block)
+        if vera:
+            return _vera(h, mine)
+        scale = layer.scaling[NAME] if rows.scales is None else rows.scales[block]
+        delta = _lora(h, mine, scale)
+        if not adapter.dora:
+            return delta
+        seen = h if layer.training and isinstance(dropout, nn.Dropout) else None
+        return _dora(y, delta, seen, adapter.weight(name), layer.base_layer, mine, scale)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        batch.check(name, x, "leave it out of adapter.target_modules")
+        rows.check(name, x, "leave it out of adapter.target_modules")
         y: Tensor = layer.base_layer(x, *args, **kwargs)
-        h = dropout(x.to(dtype)).reshape(batch.copies, -1, n)
-        delta = _vera(h, parts) if scale is None else _lora(h, parts, scale)
-        if scale is not None and adapter.dora:
-            seen = h if layer.training and isinstance(dropout, nn.Dropout) else None
-            base = y.reshape(batch.copies, -1, delta.shape[-1])
-            delta = _dora(base, delta, seen, adapter.weight(name), layer.base_layer, parts, scale)
-        return (y + delta.view(y.shape)).to(y.dtype)
+        h = dropout(x.to(dtype))
+        each = zip(rows.cut(h), rows.cut(y), strict=True)
+        delta = _joined([added(i, *block) for i, block in enumerate(each)], y.shape)
+        return (y + delta).to(y.dtype)
 
     return forward
+
+
+def _joined(blocks: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """Each block's (K, c, m) as one of this shape, (rows, …, m)."""
+    if len(blocks) == 1:
+        return blocks[0].view(shape)
+    return torch.cat([t.flatten(0, 1) for t in blocks]).view(shape)
 
 
 def _lora(h: Tensor, parts: Tensors, scale: float | Tensor) -> Tensor:
@@ -159,17 +235,22 @@ def _vera(h: Tensor, parts: Tensors) -> Tensor:
     return b * ((d * (h @ parts["V"].mT)) @ parts["U"].mT)
 
 
-def _head(name: str, inner: nn.Module, own: Tensors, batch: _Batch) -> Callable[..., Tensor]:
+def _head(name: str, inner: nn.Module, own: Collection[str], rows: _Rows) -> Callable[..., Tensor]:
     """The forward of a head, whatever it is made of, copy by copy."""
 
     def one(parameters: Tensors, *inputs: Tensor) -> Tensor:
         return functional_call(inner, parameters, inputs)
 
+    def block(i: int, inputs: Sequence[Tensor]) -> Tensor:
+        copies = {k: rows.copies[f"head.{name}.{k}"][i] for k in own}
+        each = (x.unflatten(0, (rows.counts[i], -1)) for x in inputs)
+        return vmap(one, randomness="different")(copies, *each).flatten(0, 1)
+
     def forward(*inputs: Tensor) -> Tensor:
         for x in inputs:
-            batch.check(name, x, "set adapter.head = 'frozen'")
-        each = (x.unflatten(0, (batch.copies, -1)) for x in inputs)
-        return vmap(one, randomness="different")(own, *each).flatten(0, 1)
+            rows.check(name, x, "set adapter.head = 'frozen'")
+        blocks = zip(*(x.split(rows.sizes) for x in inputs), strict=True)
+        return torch.cat([block(i, own) for i, own in enumerate(blocks)])
 
     return forward
 
@@ -178,22 +259,3 @@ def _replace(module: Any, forward: Callable[..., Tensor], undo: ExitStack) -> No
     """An instance's own forward goes before its class's, and the module's hooks still run."""
     module.forward = forward
     undo.callback(delattr, module, "forward")
-
-
-def _copies(live: Tensors, tensors: Tensors) -> int:
-    """K, once every name and shape is right."""
-    own = {k: t for k, t in live.items() if module_of(k) != "vera"}
-    copies = {len(t) if t.ndim else 0 for t in tensors.values()}
-    for name, tensor in tensors.items():
-        if name not in own:
-            raise UserError(f"{name} cannot be stacked: this adapter has {', '.join(own)}.")
-        if tensor.shape[1:] != own[name].shape:
-            raise UserError(
-                f"{name} has the shape {tuple(tensor.shape)}; copies of it are stacked as "
-                f"(K, {', '.join(map(str, own[name].shape))})."
-            )
-    if len(copies) != 1 or 0 in copies:
-        raise UserError(
-            f"stacked parts have {sorted(copies)} copies: give each the same number, at least one."
-        )
-    return copies.pop()

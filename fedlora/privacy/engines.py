@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter
-from fedlora.adapters.stacked import stacked
+from fedlora.adapters.stacked import Pass, stacked
 from fedlora.errors import UserError
 from fedlora.tensors import select
 
@@ -44,7 +44,9 @@ def per_example(engine: str, adapter: Adapter, parts: set[str]) -> Iterator[Grad
     parameters = adapter.trainable(parts)
     try:
         if engine == "stacked":
-            yield lambda losses, rows: _stacked(adapter, losses, rows)
+            trained = select(adapter.live(), parts & adapter.parts)
+            with stacked(adapter, trained) as enter:
+                yield lambda losses, rows: _stacked(trained, enter, losses, rows)
         else:
             with _hooks(adapter, parameters) as gradients:
                 yield gradients
@@ -68,10 +70,9 @@ def unsupported(adapter: Adapter) -> str:
     return ""
 
 
-def _stacked(adapter: Adapter, losses: Losses, rows: int) -> Tensor:
-    trained: dict[str, Any] = {k: p for k, p in adapter.live().items() if p.requires_grad}
+def _stacked(trained: dict[str, Any], enter: Pass, losses: Losses, rows: int) -> Tensor:
     copies = {k: p.detach().expand(rows, *p.shape).requires_grad_() for k, p in trained.items()}
-    with stacked(adapter, copies):
+    with enter(copies, [1] * rows, None):
         each = _one_a_row(losses(), rows)
         each.sum().backward()
     for name, p in trained.items():

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
         {"rows": 20, "adapter": {"rank": 32, "target_modules": "all-linear"}},
         {"rows": 80, "adapter": {"dropout": 0.1, "target_modules": "all-linear"}},
         {"rows": 40, "adapter": {"kind": "vera", "rank": 256}},
+        {"rows": 20, "private": True, "adapter": {"rank": 32, "target_modules": "all-linear"}},
     ],
     ids=json.dumps,
 )
@@ -55,15 +56,21 @@ def test_it_is_the_same_whatever_came_before(global_rng_untouched: None) -> None
 
 
 def test_dropout_and_rank_take_memory() -> None:
-    """Masks and attention's weights are kept for the backward pass; copies are of every row."""
+    """Masks and attention's weights are kept for the backward pass; a copy a row is in private
+    passes alone."""
     rows = lengths.rows(9, "footprint")
 
-    def bytes_of(**fields: Any) -> int:
-        return token_bytes(lengths.Task(), lengths.adapter("bert", "lora", **fields), rows)  # type: ignore[arg-type]
+    def bytes_of(private: bool = False, **fields: Any) -> int:
+        made = lengths.adapter("bert", "lora", **fields)
+        return token_bytes(lengths.Task(), made, rows, private)  # type: ignore[arg-type]
 
     plain = bytes_of()
     assert bytes_of(dropout=0.2) > 1.1 * plain
-    assert bytes_of(rank=8) > 1.1 * plain
+    copies = bytes_of(private=True) - plain
+    assert copies > 0.1 * plain
+    wide = bytes_of(rank=8)
+    assert plain < wide < plain + copies / 2
+    assert bytes_of(private=True, rank=8) - wide > 1.8 * copies
 
 
 def test_a_model_that_cannot_be_stacked_is_left_as_it_was() -> None:

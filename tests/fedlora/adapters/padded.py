@@ -1,6 +1,7 @@
 """Rows of different lengths, padded into one batch or one at a time; everything in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter
+from fedlora.adapters.stacked import stacked
 from fedlora.streams import stream
 from fedlora.tensors import Tensors
 
@@ -56,6 +58,13 @@ def gradients(made: Adapter, parts: set[str], rows: range) -> tuple[Tensor, Tens
         grads = torch.autograd.grad(loss.sum(), list(trained.values()), materialize_grads=True)
         found.append(dict(zip(trained, grads, strict=True)))
     return torch.cat(each), {k: torch.stack([g[k] for g in found]) for k in trained}
+
+
+@contextmanager
+def one_pass(made: Adapter, copies: Tensors, shares: Sequence[int]) -> Iterator[None]:
+    """Inside, the model takes one batch, so many rows of each copy."""
+    with stacked(made, copies) as enter, enter(copies, shares, None):
+        yield
 
 
 def close(got: Tensor, truth: Tensor, relative: float = 1e-10) -> bool:

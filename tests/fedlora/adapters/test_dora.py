@@ -10,12 +10,19 @@ from transformers import AutoModelForSequenceClassification
 from fedlora import config, export
 from fedlora.adapters import Adapter
 from fedlora.adapters.stack import Stack
-from fedlora.adapters.stacked import stacked
 from fedlora.errors import UserError
 from fedlora.privacy.engines import per_example, unsupported
 from fedlora.streams import forked, stream
 from fedlora.tensors import part_of, select
-from tests.fedlora.adapters.padded import batch, close, gradients, in_float64, losses, undropped
+from tests.fedlora.adapters.padded import (
+    batch,
+    close,
+    gradients,
+    in_float64,
+    losses,
+    one_pass,
+    undropped,
+)
 from tests.fedlora.adapters.tiny import adapter, drawn, logits, model, residual, rows
 
 __all__ = ["in_float64"]  # a fixture
@@ -94,13 +101,12 @@ def test_each_copy_is_its_clients_own_model(architecture, in_float64):
     stacks = {k: torch.stack([s[k] for s in states]).double().requires_grad_() for k in states[0]}
     made.load(states[0], 0.7)
     made.model.double()
-    with stacked(made, stacks):
+    with one_pass(made, stacks, [1, 3, 2]):
         got = losses(made.model, batch(range(6)))
         got.sum().backward()
-    for k, state in enumerate(states):
+    for state, own, k in zip(states, (range(1), range(1, 4), range(4, 6)), range(3), strict=True):
         made.load(state, 0.7)
         made.model.double()
-        own = range(2 * k, 2 * k + 2)
         each, grads = gradients(made, made.parts, own)
         assert close(got[own.start : own.stop], each)
         assert set(grads) == set(stacks)
@@ -121,7 +127,7 @@ def test_clients_of_other_ranks_and_scales_share_passes(in_float64):
     stack = Stack(made, states, scales, made.parts)
     stack.tensors = {k: t.detach().double().requires_grad_() for k, t in stack.tensors.items()}
     made.model.double()
-    with stack.rows(torch.tensor([0, 1, 0, 1])):
+    with stack.passes() as through, through([0, 1, 0, 1]):
         got = losses(made.model, batch(range(4)))
     for k, own in enumerate(([0, 2], [1, 3])):
         made.load(states[k], scales[k])
@@ -143,7 +149,7 @@ def test_dropout_reaches_w0_too_as_in_peft():
         with forked(0, "masks"):
             outputs.append(made.model(input_ids=rows()).logits)
         copies = {k: t[None] for k, t in tensors.items()}
-        with stacked(made, copies), forked(0, "masks"):
+        with one_pass(made, copies, [4]), forked(0, "masks"):
             outputs.append(made.model(input_ids=rows()).logits)
     assert torch.allclose(*outputs, atol=1e-5)
     made.model.eval()

@@ -1,9 +1,13 @@
 """Many clients' adapters in one stack: what is stacked, filled up and shared."""
 
+from itertools import groupby
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedlora.adapters.stack import Stack, alike
+from fedlora.adapters.stack import Stack, alike, laid
 from fedlora.tensors import part_of
 from tests.fedlora import lengths
 from tests.fedlora.adapters.padded import LENGTHS, batch, close, in_float64, losses, row, traces
@@ -11,7 +15,7 @@ from tests.fedlora.adapters.tiny import ARCHITECTURES, KINDS, residual
 
 __all__ = ["in_float64"]  # a fixture
 RANKS = [1, 4, 2]
-OWNER = torch.tensor([2, 0, 0, 1, 2, 0])  # unequal numbers of rows, in no order
+OWNER = [2, 0, 0, 1, 2, 0]  # unequal numbers of rows, in no order
 
 
 def states(made, ranks=(4, 4, 4)):
@@ -21,7 +25,7 @@ def states(made, ranks=(4, 4, 4)):
 def each_alone(made, clients, scales):
     """The oracle: row i through client OWNER[i]'s adapter, one after another."""
     found = []
-    for i, k in enumerate(OWNER.tolist()):
+    for i, k in enumerate(OWNER):
         made.load(clients[k], scales[k])
         found.append(losses(made.model, row(i)).detach())
     return torch.cat(found)
@@ -36,7 +40,7 @@ def test_a_row_goes_through_its_owners_adapter(architecture, kind, in_float64):
     clients = states(made, RANKS if kind == "lora" else (4, 4, 4))
     scales = [1.0] * 3 if kind == "vera" else [0.7, 2.0, 0.7]
     stack = Stack(made, clients, scales)
-    with torch.no_grad(), stack.rows(OWNER):
+    with torch.no_grad(), stack.passes() as through, through(OWNER):
         got = losses(made.model, batch(range(len(LENGTHS))))
     assert close(got, each_alone(made, clients, scales))
 
@@ -51,7 +55,7 @@ def test_what_ranks_are_filled_up_with_stays_zero(optimizer):
     updater = optimizer(stack.leaves, lr=0.1, weight_decay=0.1)
     for _ in range(3):
         updater.zero_grad()
-        with stack.rows(OWNER):
+        with stack.passes() as through, through(OWNER):
             losses(made.model, batch(range(len(LENGTHS)))).sum().backward()
         updater.step()
     trained = [name for name in stack.tensors if part_of(name) in "AB"]
@@ -78,7 +82,7 @@ def test_what_all_have_in_common_is_not_stacked():
     assert {k for k, t in stack.tensors.items() if t.requires_grad} == A
     assert len(stack.leaves) == len(A) and stack.client(1).keys() == A
     assert stack.scales is None
-    with stack.rows(OWNER):
+    with stack.passes() as through, through(OWNER):
         losses(made.model, batch(range(len(LENGTHS)))).sum().backward()
     assert all(p.grad is None for p in made.model.parameters())
 
@@ -89,7 +93,7 @@ def test_scales_alone_tell_clients_apart(in_float64):
     lengths.doubled(made)
     clients, scales = [states(made)[0]] * 3, [0.5, 1.0, 2.0]
     stack = Stack(made, clients, scales)
-    with torch.no_grad(), stack.rows(OWNER):
+    with torch.no_grad(), stack.passes() as through, through(OWNER):
         got = losses(made.model, batch(range(len(LENGTHS))))
     assert close(got, each_alone(made, clients, scales))
     assert not close(got, each_alone(made, clients, [1.0] * 3), 1e-3)
@@ -102,7 +106,7 @@ def test_a_stack_of_the_same_adapters_is_a_plain_pass():
     stack = Stack(made, clients, [0.7] * 3)
     assert not stack.tensors
     before = traces(made)
-    with torch.no_grad(), stack.rows(OWNER):
+    with torch.no_grad(), stack.passes() as through, through(OWNER):
         assert traces(made) == before
         got = losses(made.model, batch(range(len(LENGTHS))))
     made.load(clients[0], 0.7)
@@ -120,6 +124,39 @@ def test_a_clients_tensors_are_its_own_afterwards():
         for leaf in stack.leaves:
             leaf += 1
     assert all(torch.equal(t, before[k]) and not t.requires_grad for k, t in taken.items())
+
+
+def test_what_a_pass_costs_does_not_grow_with_the_model(monkeypatch):
+    """Layers are looked up once for all passes, and clients with equally many rows each have their
+    stacks go in as they are; with others, each has one copy at most."""
+    made = lengths.adapter("roberta", "lora")
+    stack = Stack(made, states(made), [1.0] * 3, {"A", "B", "head"})
+    layers = [made.model.get_base_model().get_submodule(k) for k in made.shapes]
+    before, given = traces(made), []
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda t, _, index: given.append(index) or t)
+    with stack.passes() as through:
+        swapped = [m.forward for m in layers]
+        monkeypatch.setattr(made, "live", None)
+        monkeypatch.setattr(torch.nn.Module, "get_submodule", None)
+        with through([0, 0, 1, 1, 2, 2]):
+            assert not given
+        with through([0, 1, 1, 2, 2]):
+            assert not given
+        with through([1, 0, 0, 2, 2]):
+            assert [i.tolist() for i in given] == [[1, 0, 2]] * len(stack.tensors)
+        assert [m.forward for m in layers] == swapped
+        monkeypatch.undo()
+    assert traces(made) == before
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_rows_are_laid_by_owner_and_owners_by_their_rows(owners):
+    """Every row once; each owner's beside each other, and owners with equally many."""
+    order = laid(owners)
+    assert sorted(order) == list(range(len(owners)))
+    runs = [(k, len(list(rows))) for k, rows in groupby(owners[i] for i in order)]
+    assert len(runs) == len(set(owners))
+    assert [n for _, n in runs] == sorted(n for _, n in runs)
 
 
 def test_clients_of_one_residual_are_alike():

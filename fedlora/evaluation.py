@@ -25,7 +25,7 @@ def evaluate(
         steady: whether what is found of a row may depend on that row alone to the bit, see
             `fedlora.privacy.steady`.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64, device=model.device)  # read once, at the end
     rows, costs = range(len(encoded)), pieces.costs(model.device, most)
     if steady:
         passes = list(alone(encoded, rows, task.max_length, model.device))
@@ -34,8 +34,8 @@ def evaluate(
     with evaluating(model):
         for piece, count in passes:
             found = task.outcomes(model, task.batch(encoded, piece))
-            counts = task.counts(encoded, piece).to(model.device)
-            sums += weighed(found, counts)[:, :count].sum(dim=1).cpu()
+            counts = task.counts(encoded, piece).to(sums, non_blocking=True)
+            sums += weighed(found, counts)[:, :count].sum(dim=1)
     return score(sums, len(encoded))
 
 

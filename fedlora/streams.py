@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,8 +21,16 @@ def stream(seed: int, *path: object) -> torch.Generator:
 
 @contextmanager
 def forked(seed: int, *path: object) -> Iterator[None]:
-    """Seed torch's global generator inside the block only, for code that can use no other
-    (dropout, initialisers of libraries), and put it back as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, *path))
+    """Seed torch's global generators inside the block only, the CPU's and those of the devices that
+    this process works on, for code that can use no others (dropout, initialisers of libraries), and
+    put them back as they were. A device that is not in use yet is left alone, since to ask for its
+    generator is to take hold of it."""
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
+    devices: Any = torch.get_device_module(accelerator)
+    begun = getattr(devices, "is_initialized", devices.is_available)()  # Apple's has only the other
+    count = devices.device_count() if begun else 0
+    with torch.random.fork_rng(range(count), device_type=accelerator.type):
+        torch.default_generator.manual_seed(derive(seed, *path))
+        if count:
+            getattr(devices, "manual_seed_all", devices.manual_seed)(derive(seed, *path))
         yield

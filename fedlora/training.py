@@ -50,11 +50,12 @@ def train(
     with forked(*seed, "dropout"):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             updater.zero_grad(set_to_none=True)
-            share = shares(task, encoded, indices).to(total)
+            share = shares(task, encoded, indices)
             for part in pieces.cut([encoded.length(i) for i in indices], costs):
                 with profile.span("forward and backward"):
                     batch = task.batch(encoded, [indices[i] for i in part])
-                    loss = (task.losses(model, batch) * share[part]).sum()
+                    own = share[part].to(total, non_blocking=True)
+                    loss = (task.losses(model, batch) * own).sum()
                     loss.backward()
                 total += loss.detach()
             with profile.span("optimizer"):

@@ -25,9 +25,11 @@ def stretched(sigma: float) -> float:
 
 def counted(norms: Tensor, clip: float) -> Tensor:
     """Rows by bin; a norm that is not finite is in the last."""
-    edges = torch.tensor(EDGES, device=norms.device) * clip
+    edges = (torch.tensor(EDGES) * clip).to(norms, non_blocking=True)
     bins = torch.bucketize(norms.nan_to_num(nan=torch.inf), edges)
-    return torch.bincount(bins, minlength=len(EDGES) + 1).float()
+    # Not bincount, which has a GPU waited for: it asks how many bins there are.
+    each = bins[:, None] == torch.arange(len(EDGES) + 1, device=norms.device)
+    return each.sum(dim=0).float()
 
 
 def noised(counts: Tensor, sigma: float, steps: int, normals: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ class Optimizer(DPOptimizer):
         self._secret, self._step = secret, 0
 
     def add_noise(self) -> None:
-        """p.grad = Σ clipped + N(0, σ² C²), parameter by parameter. They are added on the CPU: the
-        same sum gets the same bits whatever the device, and some devices have no float64."""
+        """p.grad = Σ clipped + N(0, σ² C²), parameter by parameter. They are added in float64: the
+        same sum gets the same bits whatever the device."""
         deviation = self.noise_multiplier * self.max_grad_norm
         for i, p in enumerate(self.params):
             noise = normals(p.shape, self._secret, "noise", self._step, i)
-            total = p.summed_grad.cpu().double().view(p.shape) + deviation * noise
-            p.grad = total.to(device=p.device, dtype=p.dtype)
+            own = (deviation * noise).to(p.device, non_blocking=True)
+            p.grad = (p.summed_grad.double().view(p.shape) + own).to(p.dtype)
         self._step += 1

@@ -92,9 +92,7 @@ def _parameters(stack: Stack, k: int) -> dict[str, Any]:
     }
 
 
-def _updater(
-    own: dict[str, Any], member: Member, settings: config.Train
-) -> torch.optim.Optimizer:
+def _updater(own: dict[str, Any], member: Member, settings: config.Train) -> torch.optim.Optimizer:
     fa = settings.optimizer == "lora-fa"
     grams = optimizers.inverses(member.tensors, member.scale) if fa else None
     steps = settings.steps_a_round(len(member.encoded))

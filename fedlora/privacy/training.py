@@ -74,7 +74,7 @@ class Updates:
             expected_batch_size=self._expected,
             secret=secret,
         )
-        self._counts = torch.zeros(len(norms.EDGES) + 1)
+        self._counts = torch.zeros(len(norms.EDGES) + 1, device=self.parameters[0].device)
 
     def draw(self) -> list[int] | None:
         """The rows of the next step, perhaps none; None after the last."""
@@ -89,9 +89,8 @@ class Updates:
     def take(self, last: bool) -> None:
         """Clip the rows' gradients in `grad_sample` and add them to the step's sum; once the last
         of the step's rows are in, add noise and move the parameters."""
-        self._counts += norms.counted(
-            _finite_norms(self._updater.grad_samples), self._privacy.clip
-        ).cpu()
+        found = _finite_norms(self._updater.grad_samples)
+        self._counts += norms.counted(found, self._privacy.clip)
         self._updater.signal_skip_step(not last)
         self._updater.step()
         self._updater.zero_grad()
@@ -107,7 +106,7 @@ class Updates:
         if not self._privacy.statistics:
             return Private(None, None)
         draws = normals(self._counts.shape, self._secret, "histogram")
-        counts = norms.noised(self._counts, self._sigma, self._steps, draws)
+        counts = norms.noised(self._counts.cpu(), self._sigma, self._steps, draws)
         clipped = norms.share_clipped(counts, self._expected * self._steps)
         return Private(clipped, norms.median(counts, self._privacy.clip))
 
@@ -166,7 +165,8 @@ def _finite_norms(samples: Sequence[Tensor]) -> Tensor:
     """(rows,): each row's gradient norm over all parameters, of which each gives (rows, …). A row
     whose gradient is not finite would get past the clipping: it is made zero."""
     found = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
-    if not (finite := found.isfinite()).all():
+    finite = found.isfinite()
+    if finite.device.type != "cpu" or not finite.all():  # on a GPU to look first is to wait for it
         for g in samples:
-            g[~finite] = 0
+            g.masked_fill_(~finite.view(-1, *[1] * (g.ndim - 1)), 0)
     return found

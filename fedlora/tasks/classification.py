@@ -125,6 +125,8 @@ class Classification:
         """(logits (b, c) in fp32, labels (b,)), on the model's device. Every pass through the model
         begins here, and none where nobody waits for it any more."""
         cancel.check()
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        inputs = {
+            name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()
+        }
         labels = inputs.pop("labels")
         return model(**inputs).logits.float(), labels

@@ -1,0 +1,87 @@
+"""What a step of each loop has the device do: from a training of few steps and one of more."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from fedlora import config, evaluation, settings, stacking, training
+from fedlora.privacy import stacking as private_stacking
+from fedlora.privacy import training as private_training
+from fedlora.privacy.accounting import Mechanism
+from fedlora.resident import Resident
+from fedlora.stacking import Member
+from strategies import load
+from tests.pretended.plan import DEVICE, LOOPS, USUAL
+from tests.pretended.watched import watched
+
+FEW, MORE = 2, 5  # steps
+PARTS = {"A", "B"}
+NOISE = Mechanism(noise_multiplier=1.0, sample_rate=0.5, delta=1e-5)
+SECRETS = [b"1" * 32, b"2" * 32]
+
+
+class Loops:
+    """Each of `LOOPS` by name, for so many steps; the tiny Llama is on the device."""
+
+    def __init__(self, words: list[str]) -> None:
+        tree = settings.parse([*USUAL, *words, f"simulation.device={DEVICE}"])
+        self.resident = Resident(*settings.resolve(tree, load))
+        self.task, self.adapter = self.resident.task, self.resident.adapter
+        self.privacy = self.resident.config.privacy
+        initial, clients = self.adapter.initial(), self.resident.federation.clients
+        rows = {c: self.resident.encoded(c, "train") for c in clients}
+        self.members = [Member(initial, 2.0, rows[c], (0, c)) for c in clients]
+        self.rows = self.members[0].encoded
+
+    def plain(self, steps: int) -> None:
+        training.train(self.task, self.adapter, PARTS, self.rows, self._steps(steps), (0,))
+
+    def stacked(self, steps: int) -> None:
+        stacking.train(self.task, self.adapter, self.members, PARTS, self._steps(steps))
+
+    def private(self, steps: int) -> None:
+        train, first = self._steps(steps), SECRETS[0]
+        private_training.train(
+            self.task, self.adapter, PARTS, self.rows, train, self.privacy, NOISE, first
+        )
+
+    hooks = private
+
+    def private_stacked(self, steps: int) -> None:
+        train, noises = self._steps(steps), [(NOISE, secret) for secret in SECRETS]
+        private_stacking.train(
+            self.task, self.adapter, self.members, noises, PARTS, train, self.privacy
+        )
+
+    def evaluate(self, passes: int) -> None:
+        most = 24 * len(self.rows) // passes  # padded tokens of one
+        evaluation.evaluate(self.task, self.adapter.model, self.rows, most)
+        stacking.evaluate(self.task, self.adapter, self.members, most)
+
+    def _steps(self, steps: int) -> config.Train:
+        return self.resident.config.train.model_copy(update={"steps": steps})
+
+
+def watched_steps(name: str) -> dict[str, Any]:
+    """What each further step does, by the line that asks for it."""
+    return _each(getattr(Loops(LOOPS[name]), name))
+
+
+def watched_passes() -> dict[str, Any]:
+    """What each further pass of an evaluation does; each is of two models' rows."""
+    return _each(Loops([]).evaluate)
+
+
+def _each(loop: Callable[[int], None]) -> dict[str, Any]:
+    found = []
+    for count in (FEW, MORE):
+        with watched() as seen:
+            loop(count)
+        found.append(seen)
+    few, more = found
+
+    def grown(kind: str) -> dict[str, float]:
+        counts: Counter[str] = getattr(more, kind) - getattr(few, kind)
+        return {line: n / (MORE - FEW) for line, n in sorted(counts.items())}
+
+    return {"waits": grown("waits"), "copies": grown("copies"), "formats": sorted(more.products)}

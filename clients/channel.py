@@ -6,13 +6,12 @@
         lock                      held by whoever starts a trainer
         alive                     held by the trainer as long as it lives
 
-One call carries one message: its first piece is a JSON object with Flower's context, the others are
-the message as bytes; the reply comes back as bytes. No generated code is needed for that.
+One call carries one message and Flower's context, and the reply comes back, both in the pieces of
+`clients.frames`. No generated code is needed for that.
 """
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +47,3 @@ def state_dir(node_config: Mapping[str, Any]) -> Path:
     if "state-dir" in node_config:
         return Path(str(node_config["state-dir"]))
     return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "fedlora"
-
-
-def pieces(data: bytes) -> Iterator[bytes]:
-    """The bytes cut to size; at least one piece."""
-    view = memoryview(data)
-    for start in range(0, max(len(view), 1), PIECE):
-        yield bytes(view[start : start + PIECE])
-
-
-def request(context: Mapping[str, Any], message: bytes) -> Iterator[bytes]:
-    """The pieces of a call."""
-    yield json.dumps(dict(context)).encode()
-    yield from pieces(message)
-
-
-def parse(request: Iterable[bytes]) -> tuple[dict[str, Any], bytes]:
-    """(context, message) of a call's pieces."""
-    first, *rest = request
-    return json.loads(first), b"".join(rest)

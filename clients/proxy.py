@@ -17,11 +17,10 @@ from pathlib import Path
 import grpc
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as Proto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, request, state_dir
+from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, state_dir
+from clients.frames import cut, whole
 
 START = 60.0  # seconds that a trainer may take until it answers
 CHECK = 2.0  # seconds for a health check
@@ -54,12 +53,10 @@ def answered(message: Message, context: Context) -> Message:
         "node_config": context.node_config,
         "run_config": context.run_config,
     }
-    data = message_to_proto(message).SerializeToString()
     for attempt in (1, 2):
         start(place)
         try:
-            reply = ask(place, request(facts, data), until - time.time())
-            return message_from_proto(Proto.FromString(reply))
+            return ask(place, cut(facts, [message]), until - time.time())
         except grpc.RpcError as e:
             if e.code() == grpc.StatusCode.UNAVAILABLE and attempt == 1:
                 print("the trainer ended over this message: starting another", file=sys.stderr)
@@ -68,12 +65,13 @@ def answered(message: Message, context: Context) -> Message:
     raise AssertionError("unreachable")
 
 
-def ask(place: Place, pieces: Iterator[bytes], seconds: float) -> bytes:
+def ask(place: Place, pieces: Iterator[bytes], seconds: float) -> Message:
     """One call, with its deadline. Raises grpc.RpcError."""
     with grpc.insecure_channel(place.address, OPTIONS) as channel:
         call = channel.stream_stream(f"/{SERVICE}/{METHOD}")
         metadata = [("authorization", f"Bearer {place.token.read_text()}")]
-        return b"".join(call(pieces, timeout=max(seconds, 0.0), metadata=metadata))
+        _, (reply,), _ = whole(call(pieces, timeout=max(seconds, 0.0), metadata=metadata))
+        return reply
 
 
 def start(place: Place) -> None:

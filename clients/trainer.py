@@ -21,11 +21,10 @@ from typing import Any
 
 import grpc
 from flwr.app import Context, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as Proto
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place, parse, pieces
+from clients.channel import FAILED, METHOD, OPTIONS, SERVICE, Place
+from clients.frames import cut, whole
 from fedlora import cancel, files, quantised
 from fedlora.untrusted import Log
 
@@ -62,9 +61,9 @@ class Trainer:
         try:
             if not rpc.add_callback(gone.set):
                 return iter(())
-            context, message = parse(call)
+            context, (message,), size = whole(call)
             with self._turn, cancel.when(gone.is_set):
-                return pieces(self._handled(context, message))
+                return cut(None, [self._handled(context, message, size)])
         except cancel.Cancelled:
             log.warning("the caller is gone: its message is worked on no further")
             return iter(())
@@ -76,12 +75,11 @@ class Trainer:
             self._open.discard(threading.get_ident())
             self._last = time.monotonic()
 
-    def _handled(self, facts: dict[str, Any], data: bytes) -> bytes:
+    def _handled(self, facts: dict[str, Any], message: Message, size: int) -> Message:
         cancel.check()
         context = Context(state=RecordDict(), **facts)
-        message: Message = message_from_proto(Proto.FromString(data))
-        reply, self.idle = handle(message, context, len(data))
-        return message_to_proto(reply).SerializeToString()
+        reply, self.idle = handle(message, context, size)
+        return reply
 
 
 def handle(message: Message, context: Context, size: int) -> tuple[Message, float]:

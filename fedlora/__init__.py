@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from fedlora.strategy import Base, Client, Round, Strategy, Update
     from fedlora.tensors import Tensors
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Base", "Client", "Round", "Strategy", "Tensors", "Update"]
 
 

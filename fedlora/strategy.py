@@ -57,13 +57,13 @@ class Update:
     """What one client sent: its uploaded tensors, what it had been `sent`, its weight p_i, and
     `metrics`, its training's "loss" and "seconds" (a run with privacy tells neither).
 
-    The `tensors` may lie on disk, and each is read whenever it is asked for: an `aggregate` that
-    goes module by module has one module of all clients in memory.
+    The `tensors` may lie on disk, and each is read whenever it is asked for, as what was `sent` is
+    made again: an `aggregate` that goes module by module has one module of all clients in memory.
     """
 
     client: Client
     tensors: Mapping[str, Tensor]
-    sent: Tensors
+    sent: Mapping[str, Tensor]
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
 

@@ -2,22 +2,27 @@
 
 Server and client both remember the view that crossed last: the server its manifest (digests and
 shapes), the client the tensors. Residual factors grow by appending, so of P (columns) and Q (rows)
-only the tail is sent where the beginning is known.
+only the tail is sent where the beginning is known. Their digest is one of the digests of their
+blocks, BLOCK columns or rows each: of what has grown, only the blocks from the seam on are read.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedlora import profile
-from fedlora.tensors import Tensors, part_of, place
+from fedlora.tensors import Tensors, part_of
 
 GROWS_ALONG = {"P": 1, "Q": 0}
+BLOCK = 64  # columns of P, rows of Q
 
 Manifest = dict[str, tuple[str, list[int]]]  # name -> digest, shape
+Blocks = list[str]  # digests of a tensor's blocks in order; of one that does not grow, its own
+Reader = Callable[[str, Tensor], Blocks]  # of a tensor by its name
 
 
 @dataclass(frozen=True)
@@ -30,50 +35,41 @@ class Patch:
     tails: list[str] = field(default_factory=list)
 
 
-def digest(tensor: Tensor) -> str:
-    """16 bytes of BLAKE2b over the values, in hexadecimal."""
-    data = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
+def blocks(name: str, tensor: Tensor, known: Sequence[str] = ()) -> Blocks:
+    """The digests of a tensor's blocks: of the first ones, where they are `known`, as they are."""
+    axis = _axis(name, tensor)
+    if axis is None:
+        return [_hashed(tensor)]
+    length = tensor.shape[axis]
+    starts = range(len(known) * BLOCK, length, BLOCK)
+    return [
+        *known,
+        *(_hashed(tensor.narrow(axis, i, min(BLOCK, length - i))) for i in starts),
+    ]
 
 
-class Digests:
-    """`digest`, once for tensors that are the same values in memory, as many clients are sent.
-
-    It holds on to the tensors: else other values might come to lie in their place.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], tuple[Tensor, str]] = {}
-
-    def __call__(self, tensor: Tensor) -> str:
-        if (key := place(tensor)) not in self._known:
-            self._known[key] = tensor, digest(tensor)
-        return self._known[key][1]
+def digest(blocks: Blocks) -> str:
+    """16 bytes in hexadecimal for a whole tensor."""
+    return blocks[0] if len(blocks) == 1 else _blake("".join(blocks).encode())
 
 
 @profile.timed("encode")
-def manifest(view: Tensors, digest: Callable[[Tensor], str] = digest) -> Manifest:
-    return {name: (digest(t), list(t.shape)) for name, t in view.items()}
+def manifest(view: Tensors, read: Reader = blocks) -> Manifest:
+    return {name: (digest(read(name, t)), list(t.shape)) for name, t in view.items()}
 
 
 @profile.timed("encode")
-def difference(
-    view: Tensors,
-    target: Manifest,
-    held: Manifest,
-    digest: Callable[[Tensor], str] = digest,
-) -> Patch:
+def difference(view: Tensors, target: Manifest, held: Manifest, read: Reader = blocks) -> Patch:
     """What to send so that a client with `held` has `view`, whose manifest is `target`."""
     tensors: Tensors = {}
     tails: list[str] = []
     for name, tensor in view.items():
-        axis = GROWS_ALONG.get(part_of(name))
         if name not in held:
             tensors[name] = tensor
         elif held[name] == target[name]:
             continue
-        elif axis is not None and _begins_with(tensor, held[name], axis, digest):
-            had = held[name][1][axis]
+        elif had := _begins_with(name, tensor, held[name], read):
+            axis = GROWS_ALONG[part_of(name)]
             tensors[name] = tensor.narrow(axis, had, tensor.shape[axis] - had)
             tails.append(name)
         else:
@@ -95,14 +91,63 @@ def patched(held: Tensors, patch: Patch) -> Tensors:
 def fingerprint(entries: Manifest) -> str:
     """One digest for a whole view, by which client and server agree that it arrived."""
     text = "\n".join(f"{name} {entries[name]}" for name in sorted(entries))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _blake(text.encode())
 
 
-def _begins_with(
-    tensor: Tensor, held: tuple[str, list[int]], axis: int, digest: Callable[[Tensor], str]
-) -> bool:
-    known, shape = held
-    if len(shape) != tensor.dim() or shape[axis] >= tensor.shape[axis]:
-        return False
-    head = tensor.narrow(axis, 0, shape[axis])
-    return list(head.shape) == shape and digest(head) == known
+@dataclass(frozen=True)
+class View:
+    """Tensors that a client holds, with the digests of their blocks."""
+
+    tensors: Tensors
+    blocks: Mapping[str, Blocks]
+
+    @classmethod
+    @profile.timed("encode")
+    def of(cls, tensors: Tensors) -> "View":
+        return cls(tensors, {name: blocks(name, t) for name, t in tensors.items()})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(manifest(self.tensors, lambda name, _: self.blocks[name]))
+
+    @profile.timed("encode")
+    def patched(self, patch: Patch) -> "View":
+        """The new view, of which only what came is read, and a tail's seam. Raises KeyError where
+        what a tail is to follow is not held."""
+        tensors = patched(self.tensors, patch)
+        read = {name: self.blocks[name] for name in tensors if name not in patch.tensors}
+        for name in patch.tensors:
+            known = self._whole_blocks(name) if name in patch.tails else []
+            read[name] = blocks(name, tensors[name], known)
+        return View(tensors, read)
+
+    def _whole_blocks(self, name: str) -> Blocks:
+        axis = _axis(name, self.tensors[name])
+        return [] if axis is None else self.blocks[name][: self.tensors[name].shape[axis] // BLOCK]
+
+
+def _axis(name: str, tensor: Tensor) -> int | None:
+    """Along which it grows, if it is a matrix that does."""
+    return GROWS_ALONG.get(part_of(name)) if tensor.dim() == 2 else None
+
+
+def _begins_with(name: str, tensor: Tensor, held: tuple[str, list[int]], read: Reader) -> int:
+    """How many columns or rows a client holds already of a tensor that has grown; else 0."""
+    (known, shape), axis = held, _axis(name, tensor)
+    if axis is None or len(shape) != 2 or shape[1 - axis] != tensor.shape[1 - axis]:
+        return 0
+    if not shape[axis] < tensor.shape[axis]:
+        return 0
+    head, whole = tensor.narrow(axis, 0, shape[axis]), shape[axis] // BLOCK
+    found = blocks(name, head, read(name, tensor)[:whole])
+    return shape[axis] if digest(found) == known else 0
+
+
+def _hashed(tensor: Tensor) -> str:
+    """BLAKE2b over the values."""
+    data = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
+    return _blake(data.data)
+
+
+def _blake(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

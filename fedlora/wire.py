@@ -9,7 +9,7 @@ own bytes, since to copy an update costs more than to add it to a mean: nobody m
 import math
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,21 +56,45 @@ def encode(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> Tens
     return {k: t.to(dtype if part_of(k) in parts else torch.float32) for k, t in tensors.items()}
 
 
+def size(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> int:
+    """The bytes that `encode` makes of them."""
+    formats = {k: dtype if part_of(k) in parts else torch.float32 for k in tensors}
+    return sum(t.numel() * formats[k].itemsize for k, t in tensors.items())
+
+
 class Arrays:
-    """Tensors as Flower's arrays. Those of the call before are used again where tensors are the
-    same values in memory, as many clients in a row are sent."""
+    """Tensors as Flower's arrays, in the formats they cross in (see `encode`). What is made of a
+    tensor is used again for all who are sent it: that of `shared` ones as long as this lives, of
+    others in the next call alone, so that what each client is sent for itself is not kept.
 
-    def __init__(self) -> None:
-        self._latest: dict[tuple[object, ...], tuple[torch.Tensor, Array]] = {}
+    It holds on to the tensors: else other values might come to lie in their place.
+    """
 
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        parts: Collection[str] = (),
+        shared: Iterable[torch.Tensor] = (),
+    ) -> None:
+        self._dtype, self._parts = dtype, parts
+        self._shared = {place(t): t for t in shared}
+        self._made: dict[tuple[object, ...], tuple[torch.Tensor, Array]] = {}
+
+    @profile.timed("encode")
     def __call__(self, tensors: Tensors) -> dict[str, Array]:
         """Raises KeyError on a dtype that does not travel."""
-        keys = {name: place(t) for name, t in tensors.items()}
-        self._latest = {
-            keys[name]: self._latest.get(keys[name]) or (t, _array(t))
-            for name, t in tensors.items()
-        }
-        return {name: self._latest[key][1] for name, key in keys.items()}
+        keys, found = {}, {}
+        for name, t in tensors.items():
+            dtype = self._format(name, t)
+            keys[name] = key = dtype, *place(t)
+            found[key] = self._made.get(key) or (t, _array(t.to(dtype)))
+        self._made = {k: x for k, x in self._made.items() if k[1:] in self._shared} | found
+        return {name: found[key][1] for name, key in keys.items()}
+
+    def _format(self, name: str, t: torch.Tensor) -> torch.dtype:
+        if self._dtype is None:
+            return t.dtype
+        return self._dtype if part_of(name) in self._parts else torch.float32
 
 
 def _array(t: torch.Tensor) -> Array:
@@ -83,11 +107,16 @@ def _array(t: torch.Tensor) -> Array:
 
 
 @profile.timed("encode")
-def pack(parcel: Parcel, arrays: Arrays | None = None) -> RecordDict:
-    """A parcel as Flower's records. Raises KeyError on a dtype that does not travel."""
+def pack(parcel: Parcel, arrays: dict[str, Array] | None = None) -> RecordDict:
+    """A parcel as Flower's records. Raises KeyError on a dtype that does not travel.
+
+    Args:
+        arrays: its tensors, where they are made already (see `Arrays`).
+    """
+    made = Arrays()(parcel.tensors) if arrays is None else arrays
     return RecordDict(
         {
-            "tensors": ArrayRecord((arrays or Arrays())(parcel.tensors)),
+            "tensors": ArrayRecord(made),
             "facts": ConfigRecord(parcel.facts),
             "metrics": MetricRecord(dict(parcel.metrics)),
         }

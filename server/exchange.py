@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from flwr.app import Message
+from flwr.app import Array, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora import profile, wire
 from fedlora.untrusted import LONG, plain
-from fedlora.wire import Arrays, Parcel, WireError
+from fedlora.wire import Parcel, WireError
 from server.pulling import pull
 
 log = logging.getLogger("fedlora.server")
@@ -40,11 +40,20 @@ class Answer:
 
 
 def message(
-    parcel: Parcel, node: int, kind: str, group: str, ttl: float, arrays: Arrays | None = None
+    parcel: Parcel,
+    node: int,
+    kind: str,
+    group: str,
+    ttl: float,
+    arrays: dict[str, Array] | None = None,
 ) -> Message:
     """Something asked of a node. The superlink takes an answer for a node's own where it names the
     message, by a digest of it: a fact that nobody else knows keeps other nodes from guessing it, of
-    40 bits, as each guess is a request and an order is soon answered."""
+    40 bits, as each guess is a request and an order is soon answered.
+
+    Args:
+        arrays: the parcel's tensors, where they are made already.
+    """
     facts = {**parcel.facts, "id": secrets.token_bytes(5)}
     content = wire.pack(replace(parcel, facts=facts), arrays)
     return Message(content, node, kind, group_id=group, ttl=ttl)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from fedlora import guard, profile
 from fedlora.mean import Mean
 from fedlora.strategy import Client, Round, Strategy, Update, is_linear
@@ -54,7 +56,7 @@ class Inbox:
         self._turns = list(turns)  # clients still to be folded, in order
         self._folder, self._keep = folder, keep
         self._out: set[str] = set()  # clients that will send nothing usable
-        self._sent: dict[str, Tensors] = {}  # of those whose update waits
+        self._sent: dict[str, Mapping[str, Tensor]] = {}  # of those whose update waits
         self._mean = Mean()
         self.arrivals: dict[str, Arrival] = {}
 
@@ -63,7 +65,7 @@ class Inbox:
         self,
         client: Client,
         tensors: Tensors,
-        sent: Tensors,
+        sent: Mapping[str, Tensor],
         share: float,
         metrics: Mapping[str, float],
     ) -> None:

@@ -1,6 +1,5 @@
 """With run.keep = "updates": everything sent and received in a round, to check a method by hand."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,16 +8,16 @@ from safetensors.torch import load_file
 from fedlora import profile
 from fedlora.tensorfiles import save
 from server.inbox import Inbox
-from server.rounds import Sent
+from server.rounds import Phase
 
 
 @profile.timed("checkpoint")
-def keep_updates(sent: Mapping[str, Sent], inbox: Inbox, folder: Path) -> None:
+def keep_updates(phase: Phase, inbox: Inbox, folder: Path) -> None:
     """A file for the view of each client that was asked, and one for each update that was
     accepted, with its weight, rank and scale."""
     weights = inbox.weights()
-    for id, was in sent.items():
-        save(was.view, folder / f"sent-{_plain(id)}.safetensors")
+    for id in phase.sent:
+        save(phase.recalled(id), folder / f"sent-{_plain(id)}.safetensors")
     for id, arrival in inbox.arrivals.items():
         assert arrival.path  # as each has one where updates are kept
         client = arrival.client

@@ -1,6 +1,5 @@
 """The round loop: sample, send, screen, aggregate, evaluate, commit; resumed to the same bits."""
 
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,16 +10,15 @@ from flwr.serverapp import Grid
 
 from fedlora import profile
 from fedlora.errors import UserError
-from fedlora.guard import called, changes, checked, sends, uploaded
+from fedlora.guard import called, changes, checked, sends
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir
-from fedlora.strategy import Client, Purpose, Round, merge, stays
+from fedlora.strategy import Purpose, Round, merge, stays
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, nbytes, select
+from fedlora.tensors import Tensors, select
 from fedlora.tracking import Tracking
 from fedlora.untrusted import plain
-from fedlora.wire import encode
 from server.base import ServerBase
 from server.greeting import Greeter
 from server.inbox import Inbox
@@ -28,9 +26,9 @@ from server.keeping import keep_updates
 from server.privacy import Central
 from server.records import client_rows, mean, round_row, withheld
 from server.roster import Roster
-from server.rounds import Phase, Reply, Traffic
+from server.rounds import Phase, Traffic
 from server.score import scored
-from server.screening import fault
+from server.shared import Shared
 from server.spending import largest, note, told
 from server.use import Use
 
@@ -59,6 +57,7 @@ class Coordinator:
         self.greeter = Greeter(grid, resident, self.roster, observer, run.experiment)
         self.state: Tensors = {}
         self.local = stays(self.strategy) & resident.adapter.parts
+        self.shared = Shared(self.strategy.trained & resident.adapter.parts)
         self.central = Central(resident, run, self.roster) if self.config.privacy.central else None
 
     def serve(self) -> None:
@@ -136,11 +135,13 @@ class Coordinator:
         self.greeter.greet()
         clients = self._sample(number)
         shown, experiment = self.about_clients, self.run.experiment
-        phase = Phase(self.grid, self.resident, self.roster, experiment, Traffic(), shown)
+        phase = Phase(
+            self.grid, self.resident, self.roster, experiment, Traffic(), shown, self.shared
+        )
         outcome = self._train(phase, clients, number, aside)
         arrivals, weights = outcome.inbox.arrivals, outcome.inbox.weights()
         if self.config.run.keep == "updates":
-            keep_updates(phase.sent, outcome.inbox, aside)
+            keep_updates(phase, outcome.inbox, aside)
         self._aggregate(outcome.inbox, number)
         outcome.inbox.clear()
         self.use.round(clients, outcome.failed | outcome.dropped, outcome.wrong)
@@ -185,7 +186,7 @@ class Coordinator:
         clip = self._clip(round) if self.central else (None, None)  # whatever a client did
         outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep, *clip))
         for reply in phase.run(clients, self.state, round):
-            reason = plain(reply.reason or self._fault(phase, reply, round))
+            reason = plain(reply.reason or phase.fault(reply))
             metrics = reply.parcel.metrics if reply.parcel else {}
             status = "ok" if reply.parcel else reply.status
             if self.config.privacy.local:
@@ -196,8 +197,7 @@ class Coordinator:
                 member = self.roster.members[reply.client]
                 by_rows = self.config.run.weights == "examples" and not self.central
                 share = member.examples if by_rows else 1
-                sent = phase.sent[reply.client].view
-                client = member.as_client(reply.client)
+                sent, client = phase.recalled(reply.client), member.as_client(reply.client)
                 outcome.inbox.accept(client, reply.parcel.tensors, sent, share, metrics)
                 continue
             silent = reply.parcel is None and not reply.malformed
@@ -206,26 +206,6 @@ class Coordinator:
                 outcome.wrong.add(reply.client)
             outcome.inbox.refuse(reply.client)
         return outcome
-
-    @profile.timed("aggregate")
-    def _fault(self, phase: Phase, reply: Reply, round: Round) -> str:
-        """Why an update is dropped, or ""."""
-        assert reply.parcel is not None
-        loss = reply.parcel.metrics.get("loss", math.nan)  # in a private run nobody tells it
-        if not (self.config.privacy.on or math.isfinite(loss)):
-            return "its training loss is not finite, or beyond all bounds"
-        client = self.roster.members[reply.client].as_client(reply.client)
-        expected = self._start(phase, client, round)
-        wrong = fault(reply.parcel.tensors, expected, self.config.run.norm_bound)
-        asked = nbytes(encode(expected, round.wire, self.strategy.trained))
-        if not wrong and reply.parcel.received != asked:
-            return f"its tensors are {reply.parcel.received} bytes, not {asked}: see run.wire"
-        return wrong
-
-    def _start(self, phase: Phase, client: Client, round: Round) -> Tensors:
-        """What the client would have uploaded of the view that it was sent, unchanged."""
-        sent, parts = phase.sent[client.id].view, self.resident.adapter.parts
-        return uploaded(self.strategy, sent, client, round, parts)
 
     def _clip(self, round: Round) -> tuple[Tensors, float]:
         """Under central privacy: what clients send of the state in this round, and C."""

@@ -1,34 +1,39 @@
 """One phase of a round: orders to clients, their replies, what the client lacks and no more."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedlora import guard
+from fedlora import guard, profile
 from fedlora.orders import Order
 from fedlora.privacy.plan import participations
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.strategy import Round, Strategy, stays
-from fedlora.tensors import Tensors, nbytes, part_of
+from fedlora.tensors import Tensors, part_of
 from fedlora.untrusted import plain
-from fedlora.views import Digests, Manifest, difference, fingerprint, manifest
-from fedlora.wire import Arrays, Parcel, encode
+from fedlora.views import Manifest, difference
+from fedlora.wire import Parcel, size
+from server import screening
 from server.exchange import Exchange, message
 from server.metrics import sane
 from server.roster import Member, Roster
+from server.shared import Recalled, Shared
 from server.spending import history
 
 
 @dataclass
 class Sent:
-    """What one client was sent in a phase: the whole view that it is to hold, and its digests."""
+    """What one client was sent in a phase: the name and the digests of the view that it is to hold;
+    the view itself, before its trip, where the state has all its tensors anyway."""
 
-    view: Tensors
-    manifest: Manifest
     tag: str
+    manifest: Manifest
+    view: Tensors | None
 
 
 @dataclass
@@ -71,13 +76,13 @@ class Phase:
         experiment: str,
         traffic: Traffic,
         observer: Observer,
+        shared: Shared,
     ) -> None:
         self.grid, self.config, self.strategy = grid, resident.config, resident.strategy
-        self.trained = self.strategy.trained & resident.adapter.parts
+        self._parts = resident.adapter.parts
         self.roster, self.experiment, self.traffic = roster, experiment, traffic
-        self.observer = observer
+        self.observer, self.shared = observer, shared
         self.sent: dict[str, Sent] = {}
-        self._digest = Digests()
 
     def run(
         self, clients: list[str], state: Tensors, round: Round, server_rows: bool = False
@@ -85,16 +90,23 @@ class Phase:
         """Send the orders, as many at once as the grid has room for; the replies, and further
         orders, are waited for as they are asked for, so that the server can work in between."""
         deadline, discreet = self.config.run.deadline, self.config.privacy.central
-        exchange, arrays = Exchange(self.grid, deadline, discreet), Arrays()
+        exchange = Exchange(self.grid, deadline, discreet)
+        self._state, self._round = state, round
+        self.shared.begin(state, round)
 
         def make(client: str) -> Message:
-            parcel = self._order(client, state, round, server_rows)
-            self.traffic.sent(client, nbytes(parcel.tensors))
+            parcel = self._order(client, server_rows)
+            arrays = self.shared.arrays(parcel.tensors)
+            self.traffic.sent(client, sum(len(array.data) for array in arrays.values()))
             node = self.roster.nodes[client]
             return message(parcel, node, round.purpose, str(round.number), deadline, arrays)
 
+        def orders() -> Iterator[Message]:
+            yield from map(make, clients)
+            self.shared.end()
+
         names = {self.roster.nodes[c]: c for c in clients}
-        exchange.push(make(client) for client in clients)
+        exchange.push(orders())
         return self._replies(exchange, names, round, lambda client: exchange.again(make(client)))
 
     def _replies(
@@ -137,13 +149,44 @@ class Phase:
                 answer.parcel.metrics = known
                 yield Reply(client, answer.parcel)
 
-    def _order(self, client: str, state: Tensors, round: Round, server_rows: bool) -> Parcel:
+    def asked(self, client: str) -> Tensors:
+        """What the client's adapter is to be, before its trip in the wire's format. A view that is
+        made for one client alone is not kept, but made again."""
+        if (sent := self.sent.get(client)) and sent.view is not None:
+            return sent.view
+        member = self.roster.members[client]
+        return asked_of(self.strategy, self._state, member, client, self._round)
+
+    def recalled(self, client: str) -> Recalled:
+        """What the client's adapter is to be, as it arrives."""
+        return Recalled(partial(self.asked, client), self.shared.assigned)
+
+    @profile.timed("aggregate")
+    def fault(self, reply: Reply) -> str:
+        """Why an update is dropped, or ""."""
+        assert reply.parcel is not None
+        loss = reply.parcel.metrics.get("loss", math.nan)  # in a private run nobody tells it
+        if not (self.config.privacy.on or math.isfinite(loss)):
+            return "its training loss is not finite, or beyond all bounds"
+        client = self.roster.members[reply.client].as_client(reply.client)
+        bound = self.config.run.norm_bound
+        # Of what it would have uploaded unchanged, values count where a change is measured alone.
+        sent = self.asked(reply.client) if bound is None else {**self.recalled(reply.client)}
+        expected = guard.uploaded(self.strategy, sent, client, self._round, self._parts)
+        wrong = screening.fault(reply.parcel.tensors, expected, bound)
+        due = size(expected, self._round.wire, self.strategy.trained)
+        if not wrong and reply.parcel.received != due:
+            return f"its tensors are {reply.parcel.received} bytes, not {due}: see run.wire"
+        return wrong
+
+    def _order(self, client: str, server_rows: bool) -> Parcel:
         member, members = self.roster.members[client], len(self.roster.members)
-        privacy = self.config.privacy
+        privacy, round = self.config.privacy, self._round
         planned = participations(self.config.run, members) if privacy.on else 0
-        view = view_of(self.strategy, self.trained, state, member, client, round)
-        held = manifest(view, self._digest)
-        patch = difference(view, held, member.manifest, self._digest)
+        self.sent.pop(client, None)
+        view = self.asked(client)
+        held, print = self.shared.manifest(view)
+        patch = difference(view, held, member.manifest, self.shared.blocks)
         tag = f"{round.number:04d}-{int(round.purpose == 'evaluate')}"
         order = Order(
             experiment=self.experiment,
@@ -155,7 +198,7 @@ class Phase:
             examples=member.examples,
             tag=tag,
             basis=member.tag,
-            fingerprint=fingerprint(held),
+            fingerprint=print,
             own=member.own,
             drop=patch.drop,
             tails=patch.tails,
@@ -163,8 +206,8 @@ class Phase:
             spent=history(member, self.config, planned) if privacy.local else [],
             server_rows=server_rows,
         )
-        self.sent[client] = Sent(view, held, tag)
-        return Parcel(order.facts(), encode(patch.tensors, round.wire, self.trained))
+        self.sent[client] = Sent(tag, held, view if self.shared.has(view) else None)
+        return Parcel(order.facts(), patch.tensors)
 
     def _forget(self, client: str, facts: dict[str, object]) -> None:
         member = self.roster.members[client]
@@ -175,20 +218,11 @@ class Phase:
             member.own = 0
 
 
-def view_of(
-    strategy: Strategy,
-    trained: set[str],
-    state: Tensors,
-    member: Member,
-    client: str,
-    round: Round,
+def asked_of(
+    strategy: Strategy, state: Tensors, member: Member, client: str, round: Round
 ) -> Tensors:
-    """What the client's adapter is to be, as it will arrive: trained parts in the wire's format,
-    and the parts that stay with the client only until it has its own."""
+    """What the client's adapter is to be: the parts that stay with the client only until it has its
+    own."""
     view = guard.view(strategy, state, member.as_client(client), round)
     own = stays(strategy) if member.own else set()
-    return {
-        k: round.assigned(t) if part_of(k) in trained else t
-        for k, t in view.items()
-        if part_of(k) not in own
-    }
+    return {k: t for k, t in view.items() if part_of(k) not in own}

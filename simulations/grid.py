@@ -9,11 +9,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from flwr.app import Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients.frames import cut, whole
 from fedlora import profile
 from fedlora.config import Config
 from fedlora.settings import to_flat
@@ -70,23 +70,19 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids, payloads, contexts = [], [], []
-        until, round = 0.0, ""
-        with profile.span("encode"):
-            for message in messages:
-                about, proto = message.metadata, message_to_proto(message)
-                proto.metadata.message_id = id = f"message-{next(self._numbers)}"
-                payloads.append(proto.SerializeToString())
-                contexts.append(self._context(about.dst_node_id))
-                until, round = max(until, about.created_at + about.ttl), about.group_id
-                ids.append(id)
-        if payloads:
-            job = Job(payloads, contexts, self._replies, until, round)
+        batch = list(messages)
+        for message in batch:
+            message.metadata.__dict__["_message_id"] = f"message-{next(self._numbers)}"
+        about = [message.metadata for message in batch]
+        if batch:
+            contexts = [self._context(one.dst_node_id) for one in about]
+            until = max(one.created_at + one.ttl for one in about)
+            job = Job(batch, contexts, self._replies, until, about[-1].group_id)
             if self._pool.workers:
                 self._pool.submit(job)
             else:
                 self._inline.append(job)
-        return ids
+        return [one.message_id for one in about]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there; waits a moment for the first. Replies to messages that nobody
@@ -129,7 +125,8 @@ class InProcessGrid(Grid):
         }
 
     def _answered(self, job: Job) -> list[Message]:
-        """Served here, over the same bytes as by a worker."""
+        """Served here, over the same bytes as by a worker, so that nobody shares an object."""
+        contexts, messages, _ = whole(cut(job.contexts, job.messages))
         with profile.span("other"):  # as the caller waits for nobody
-            replies = answers(job.messages, job.contexts)
-        return [message_from_proto(message_to_proto(r)) for r in replies]
+            replies = answers(messages, contexts)
+        return whole(cut(None, replies))[1]

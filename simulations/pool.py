@@ -1,10 +1,10 @@
 """Long-lived worker processes, each with one resident base, that answer Flower's messages.
 
-A worker reads the messages of a job and their contexts as bytes from a pipe and writes replies
-back: JSON and protobuf, nothing pickled. A worker that dies is replaced. Messages that shared its
-passes are given to the next together, once, since each alone would end in other last bits; then,
-or where there was one, they are answered with an error. When the parent goes away the pipe closes
-and the worker ends.
+A worker reads the messages of a job and their contexts from a pipe, in pieces of bytes
+(`clients.frames`), and writes replies back; nothing is pickled. A worker that dies is replaced.
+Messages that shared its passes are given to the next together, once, since each alone would end in
+other last bits; then, or where there was one, they are answered with an error. When the parent goes
+away the pipe closes and the worker ends.
 """
 
 import json
@@ -16,10 +16,9 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from flwr.app import Error, Message
-from flwr.common.serde import message_from_proto
-from flwr.proto.message_pb2 import Message as Proto
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients.frames import cut, whole
 from fedlora import profile
 from fedlora.profile import Profile, Seconds
 from simulations import nursery
@@ -29,18 +28,14 @@ CRASHED = 8  # Flower's code for a client process that ended
 
 
 class Job(NamedTuple):
-    """Messages for clients that may share passes, as bytes, each with the JSON-able context it is
-    handled in, where to put the replies, until when somebody waits for them, and their round."""
+    """Messages for clients that may share passes, each with the JSON-able context it is handled in,
+    where to put the replies, until when somebody waits for them, and their round."""
 
-    payloads: list[bytes]
+    messages: list[Message]
     contexts: list[dict[str, Any]]
     replies: "SimpleQueue[Message]"
     until: float  # as time.time() has it
     round: str
-
-    @property
-    def messages(self) -> list[Message]:
-        return [message_from_proto(Proto.FromString(payload)) for payload in self.payloads]
 
     @property
     def expired(self) -> bool:
@@ -95,7 +90,7 @@ class Pool:
         while (job := self._jobs.get()) is not None and not self._closed:
             if job.expired:
                 continue
-            attempts = 1 if len(job.payloads) == 1 else 2
+            attempts = 1 if len(job.messages) == 1 else 2
             replies = None
             while replies is None and attempts:
                 attempts -= 1
@@ -139,7 +134,6 @@ class Pool:
 
 def _asked(pipe: Connection, job: Job) -> list[Message]:
     """A worker's replies to a job. Raises EOFError or OSError where it ends instead."""
-    pipe.send_bytes(json.dumps(job.contexts).encode())
-    for payload in job.payloads:
-        pipe.send_bytes(payload)
-    return [message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in job.payloads]
+    for piece in cut(job.contexts, job.messages):
+        pipe.send_bytes(piece)
+    return whole(iter(pipe.recv_bytes, None))[1]

@@ -8,7 +8,8 @@ from fedlora.runs import Checkpoint, RunDir
 from fedlora.strategy import Round, stays
 from server.result import load_global
 from server.roster import Roster
-from server.rounds import view_of
+from server.rounds import asked_of
+from server.shared import Shared
 from strategies import load
 
 
@@ -65,14 +66,10 @@ def load_client(resident: Resident, run: RunDir, checkpoint: Checkpoint, id: str
         known = ", ".join(sorted(roster.members)[:20])
         raise UserError(f"the run has no client '{id}' (clients: {known})")
     member = roster.members[id]
-    tensors = view_of(
-        resident.strategy,
-        resident.strategy.trained & resident.adapter.parts,
-        checkpoint.state,
-        member,
-        id,
-        _round(resident),
-    )
+    shared = Shared(resident.strategy.trained & resident.adapter.parts)
+    shared.begin(checkpoint.state, _round(resident))
+    view = asked_of(resident.strategy, checkpoint.state, member, id, _round(resident))
+    tensors = {k: shared.assigned(k, t) for k, t in view.items()}
     if member.own:
         try:
             store = Store(run.path / "clients", run.experiment, id)

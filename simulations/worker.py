@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,9 +28,9 @@ def serve(pipe: Connection, threads: int, profiled: bool) -> None:
 
     # Else tqdm, on import of datasets, makes semaphores that are "leaked" when a worker is ended.
     tqdm.set_lock(threading.RLock())
-    from flwr.common.serde import message_from_proto, message_to_proto
-    from flwr.proto.message_pb2 import Message as Proto
     from flwr.supercore.task_identity import TaskIdentity
+
+    from clients.frames import cut, whole
 
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING, handlers=[Log("%(name)s: %(message)s")])
@@ -40,15 +41,13 @@ def serve(pipe: Connection, threads: int, profiled: bool) -> None:
         with profile.recording(recorder):
             while True:
                 with profile.span("wait"):
-                    contexts = json.loads(pipe.recv_bytes())
+                    first = pipe.recv_bytes()
                 with profile.span("encode"):
-                    messages = [
-                        message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in contexts
-                    ]
+                    contexts, messages, _ = whole(chain([first], iter(pipe.recv_bytes, None)))
                 replies = answers(messages, contexts)
                 with profile.span("encode"):
-                    for reply in replies:
-                        pipe.send_bytes(message_to_proto(reply).SerializeToString())
+                    for piece in cut(None, replies):
+                        pipe.send_bytes(piece)
                 if recorder:
                     pipe.send_bytes(json.dumps(recorder.taken()).encode())
     except (EOFError, OSError):

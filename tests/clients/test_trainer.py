@@ -20,7 +20,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import strategies
 from clients import app, proxy
-from clients.channel import Place, parse, pieces, request
+from clients.channel import Place
+from clients.frames import cut
 from fedlora import settings, wire
 from fedlora.orders import Order
 from fedlora.views import fingerprint, manifest
@@ -178,7 +179,7 @@ def test_who_lacks_the_token_is_refused(node):
     for wrong in ("", token[:-1] + "x"):
         place.token.write_text(wrong)
         with pytest.raises(grpc.RpcError) as refused:
-            proxy.ask(place, request({}, b""), ENDS)
+            proxy.ask(place, cut({}, []), ENDS)
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
     place.token.write_text(token)
 
@@ -245,11 +246,3 @@ def test_a_state_directory_that_is_too_deep_is_said_so(tmp_path):
     """A Unix socket's path has 107 bytes at most."""
     with pytest.raises(ValueError, match="shorter state-dir"):
         _ = Place(tmp_path / ("x" * 100)).address
-
-
-@pytest.mark.parametrize("size", [0, 1, (4 << 20), (4 << 20) + 1])
-def test_bytes_arrive_whole(size):
-    """Cut to pieces and put together again."""
-    data = os.urandom(size)
-    assert b"".join(pieces(data)) == data
-    assert parse(request({"a": 1}, data)) == ({"a": 1}, data)

@@ -1,6 +1,6 @@
 """Only what a client lacks is sent, and it ends with the server's view to the bit."""
 
-import weakref
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -100,20 +100,37 @@ def test_a_fingerprint_does_not_depend_on_order():
     assert views.fingerprint(views.manifest({"b": b, "a": transposed})) == one
 
 
-def test_digests_are_those_of_the_values() -> None:
-    """Known ones are given again, and not where values were written over, nor where memory was
-    freed and holds another tensor."""
-    known = views.Digests()
-    one = torch.arange(6.0).view(2, 3)
-    assert known(one) == known(one.detach()) == views.digest(one)
-    assert known(one.T) == views.digest(one.T) != views.digest(one)
-    one.add_(1)
-    assert known(one) == views.digest(one)
-    held = weakref.ref(gone := torch.ones(5))
-    known(gone)
-    del gone
-    assert held() is not None  # so that no other tensor gets its memory
-    with torch.inference_mode():
-        free = torch.zeros(3)
-        assert known(free) == views.digest(free)
-        assert known(free.add_(1)) == views.digest(free)
+@given(draw.integers(0, 9), draw.integers(0, 9), draw.sampled_from(["layer.0.P", "layer.0.Q"]))
+def test_what_grows_is_read_from_the_seam_on(before: int, after: int, name: str) -> None:
+    """Blocks before it are known, and the digest is that of one who reads the whole; a client's
+    own patched view has it too."""
+    with patch.object(views, "BLOCK", 3):
+        short, long = tensor(name, 0, before), tensor(name, 0, max(before, after))
+        known = views.blocks(name, short)[: before // 3]
+        with patch.object(views, "_hashed", Mock(side_effect=views._hashed)) as hashed:
+            found = views.blocks(name, long, known)
+        assert found == views.blocks(name, long)
+        axis = views.GROWS_ALONG[name[-1]]
+        read = sum(call.args[0].shape[axis] for call in hashed.call_args_list)
+        assert read == long.shape[axis] - 3 * (before // 3)
+        held, new = views.View.of({name: short}), views.View.of({name: long})
+        way = views.difference(
+            new.tensors, views.manifest(new.tensors), views.manifest(held.tensors)
+        )
+        assert held.patched(way).fingerprint == new.fingerprint
+        assert bool(way.tails) == (0 < short.shape[axis] < long.shape[axis])
+
+
+def test_a_matrix_is_another_in_other_blocks() -> None:
+    """Values, their order and the shape tell; a tensor of other dimensions is read whole."""
+    with patch.object(views, "BLOCK", 2):
+        one = {"x.P": torch.arange(12.0).view(3, 4)}
+        others = [
+            {"x.P": one["x.P"].flip(1)},
+            {"x.P": one["x.P"].view(2, 6)},
+            {"x.P": one["x.P"].flatten()},
+            {"x.P": one["x.P"][:, :3]},
+            {"x.Q": one["x.P"]},
+        ]
+        prints = [views.View.of(x).fingerprint for x in (one, *others)]
+    assert len(set(prints)) == 6

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -140,3 +141,21 @@ def test_arrays_are_used_again_for_the_same_values_alone() -> None:
     assert second["x"] is first["x"] and second["y"].data == torch.ones(2).numpy().tobytes()
     same.add_(1)
     assert arrays({"x": same})["x"].data == same.numpy().tobytes()
+
+
+def test_what_is_shared_is_made_once() -> None:
+    """Whoever is sent something else in between; in the format of its part; and of what is one
+    client's own nothing is kept."""
+    same = torch.full((2,), 1 / 3)
+    arrays = wire.Arrays(torch.bfloat16, {"A"}, [same])
+    first = arrays({"x.A": same, "x.P": same})
+    kept = weakref.ref(own := torch.ones(3))
+    arrays({"y.A": own})
+    del own
+    arrays({})
+    assert kept() is None
+    second = arrays({"z.A": same, "z.P": same})
+    assert [second["z.A"] is first["x.A"], second["z.P"] is first["x.P"]] == [True, True]
+    assert (len(first["x.A"].data), len(first["x.P"].data)) == (4, 8)
+    encoded = wire.encode({"x.A": same, "x.P": same}, torch.bfloat16, {"A"})
+    assert wire.size({"x.A": same, "x.P": same}, torch.bfloat16, {"A"}) == 12 == nbytes(encoded)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 import strategies
 from clients import app, channel, guard, proxy, trainer
-from clients.channel import FAILED, Place, request
+from clients.channel import FAILED, Place
 from clients.excuse import excuse
 from clients.owner import Refused
 from fedlora import settings, wire
@@ -212,10 +212,10 @@ class Call:
     "pieces",
     [
         [b"{"],
-        [json.dumps({"run_id": 1}).encode(), b""],
-        [*request({"run_id": 1, "node_id": 1, "node_config": {}, "run_config": {}}, b"\xff")],
+        [json.dumps({"about": {}, "heads": 1, "sizes": [1]}).encode(), b"\xff"],
+        [json.dumps({"about": {}, "heads": 1, "sizes": [1 << 60]}).encode(), b"short"],
     ],
-    ids=["no JSON", "no context", "no message"],
+    ids=["no JSON", "no message", "not whole"],
 )
 def test_grpc_tells_no_exception_s_words(pieces: list[bytes]) -> None:
     """Promise: what leaves a trainer is a reply, or one constant."""

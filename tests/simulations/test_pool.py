@@ -1,6 +1,5 @@
 """What the pool does with a job whose worker dies; threads stand in for the processes here."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,8 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as Proto
 
+from clients.frames import cut, whole
 from fedlora import wire
 from fedlora.config import Config
 from fedlora.wire import Parcel
@@ -59,16 +57,15 @@ class Fleet:
     def _serve(self, pipe: Connection) -> None:
         try:
             while True:
-                count = len(json.loads(pipe.recv_bytes()))
-                asked = [
-                    message_from_proto(Proto.FromString(pipe.recv_bytes())) for _ in range(count)
-                ]
+                _, asked, _ = whole(iter(pipe.recv_bytes, None))
                 if self._dies([m.metadata.dst_node_id for m in asked]):
                     return pipe.close()
-                for m in asked:
-                    facts = {"node": m.metadata.dst_node_id}
-                    reply = Message(wire.pack(Parcel(facts)), reply_to=m)
-                    pipe.send_bytes(message_to_proto(reply).SerializeToString())
+                replies = [
+                    Message(wire.pack(Parcel({"node": m.metadata.dst_node_id})), reply_to=m)
+                    for m in asked
+                ]
+                for piece in cut(None, replies):
+                    pipe.send_bytes(piece)
         except (EOFError, OSError):
             return None
 

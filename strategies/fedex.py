@@ -10,6 +10,10 @@ Everybody is sent P and Q, so they may not hold a client's own factors, of which
 to ΔW are made. What joins the residual is the SVD of its product. It says that product and nothing
 else.
 
+On request the residual is bounded, and no longer exact: `truncate` cuts what a round adds to its
+best rank, `max_rank` all of it. A residual that is full is cut to its best half, so that what
+follows is again appended, and only a full one is ever sent anew. It stays in factors for good.
+
 Three ways to give the same model W* to every client after a round:
 
     average  A = Ā, B = B̄, residual as above (truncated to its best rank r' on request)
@@ -28,7 +32,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from fedlora import Client, Round, Strategy, Tensors, Update
+from fedlora.errors import UserError
 from fedlora.lowrank import Factors, compress, difference, mean, residual, stack, truncate
+from fedlora.strategy import Base
 from fedlora.tensors import modules, select
 
 Changes = dict[str, Tensor | None]
@@ -49,6 +55,11 @@ class FedEx(Strategy):
     truncate: PositiveInt | None = Field(
         None, description="Best rank r' that each round's residual is cut to; exact by default."
     )
+    max_rank: PositiveInt | None = Field(
+        None,
+        description="Most columns of the whole residual P, Q, which then never becomes a dense D; "
+        "one that would have more is cut to its best half of that. Exact by default.",
+    )
     assignment: Literal["average", "local", "reinit"] = Field(
         "average",
         description="What clients' factors become. All three give the same model; average did best "
@@ -56,10 +67,23 @@ class FedEx(Strategy):
     )
 
     @model_validator(mode="after")
-    def _truncated_average(self) -> "FedEx":
-        if self.truncate is not None and self.assignment != "average":
-            raise ValueError('truncate goes with assignment = "average": the others must be exact')
+    def _bounded_average(self) -> "FedEx":
+        for name in ("truncate", "max_rank") if self.assignment != "average" else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f'{name} goes with assignment = "average": others must be exact')
         return self
+
+    def begin(self, base: Base) -> Tensors:
+        """As PEFT initialises it. Raises UserError where a full residual, cut to its half, would
+        lose what the initialiser took out of W0 (pissa, olora)."""
+        tensors = super().begin(base)
+        taken = max((t.shape[1] for t in select(tensors, {"P"}).values()), default=0)
+        if self.max_rank is not None and 2 * taken > self.max_rank:
+            raise UserError(
+                f"strategy.max_rank = {self.max_rank} is too little beside adapter.init: what that "
+                f"takes out of W0 is a residual of rank {taken}; set it to {4 * taken} or more"
+            )
+        return tensors
 
     def broadcast(self, state: Tensors, client: Client, round: Round) -> Tensors:
         """The state; under `local` with the client's own factors, taken out of its residual."""
@@ -79,7 +103,7 @@ class FedEx(Strategy):
         self, state: Tensors, updates: Sequence[Update], round: Round
     ) -> Changes:
         """Heads averaged, factors assigned, and every module's residual grown."""
-        means = super().aggregate(state, updates, round)
+        means = super().aggregate(state, updates, round)  # one update's worth; the rest by modules
         changes: Changes = {**select(means, {"head"})}
         for module in modules(state, "B"):
             match self.assignment:
@@ -107,25 +131,31 @@ class FedEx(Strategy):
 
     def _grown(self, module: str, state: Tensors, added: Factors) -> Changes:
         """The residual with `added`, of which its product alone enters: by appending while factors
-        are smaller than the layer. Under `local` earlier rounds cancel, so all is made anew."""
+        are smaller than the layer, or there is room. Under `local` earlier rounds cancel, so all is
+        made anew."""
         P_name, Q_name, D_name = f"{module}.P", f"{module}.Q", f"{module}.D"
         held = [(state[P_name], state[Q_name])] if P_name in state else []
         if self.assignment == "local":
             P, Q = compress(*stack(*held, added))
         else:
-            P, Q = stack(*held, self._cut(added))
-            if not _smaller(P, Q):
-                P, Q = compress(P, Q)
+            P, Q = self._bounded(*stack(*held, self._cut(added)))
         if P.shape[1] == 0:
             return {P_name: None, Q_name: None}
-        if _smaller(P, Q):
+        if self.max_rank is not None or _smaller(P, Q):
             return {P_name: P, Q_name: Q}
         D = state[D_name] + P @ Q if D_name in state else P @ Q
         return {P_name: None, Q_name: None, D_name: D}
 
     def _cut(self, added: Factors) -> Factors:
         """A round's residual in the form that travels."""
-        return compress(*added) if self.truncate is None else truncate(*added, self.truncate)
+        caps = [cap for cap in (self.truncate, self.max_rank) if cap is not None]
+        return truncate(*added, min(caps)) if caps else compress(*added)
+
+    def _bounded(self, P: Tensor, Q: Tensor) -> Factors:
+        """All of the residual, made anew only where it has grown too large."""
+        if self.max_rank is None:
+            return (P, Q) if _smaller(P, Q) else compress(P, Q)
+        return (P, Q) if P.shape[1] <= self.max_rank else truncate(P, Q, -(-self.max_rank // 2))
 
 
 def _local(module: str, state: Tensors, updates: Sequence[Update]) -> tuple[Changes, Factors]:

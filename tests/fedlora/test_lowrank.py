@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -90,6 +90,58 @@ def test_compression_finds_the_rank_and_keeps_the_product(
     P1, Q1 = lowrank.compress(P, Q)
     assert P1.shape[1] <= min(m, n, rho, true)
     assert float((dense(P1, Q1) - dense(P, Q)).norm()) <= 1e-6 * float(dense(P, Q).norm())
+
+
+WIDE = 90  # columns of which a third are looked at first
+
+
+@given(m=st.integers(80, 130), n=st.integers(80, 130), true=st.integers(0, 40), decay=st.booleans())
+@settings(max_examples=30)
+def test_compression_of_wide_factors(m: int, n: int, true: int, decay: bool) -> None:
+    """Whether a sketch holds it all or not, of a sharp rank or of values that fade below rounding:
+    as many columns as the product's own numeric rank, and what is dropped is within a rounding."""
+    fading = 0.5 ** torch.arange(float(true)) if decay else torch.ones(true)
+    core = draw("L", WIDE, true) * fading @ draw("R", true, WIDE)
+    P, Q = draw("P", m, WIDE), core @ draw("Q", WIDE, n)
+    P1, Q1 = lowrank.compress(P, Q)
+    S = torch.linalg.svdvals(dense(P, Q))
+    tails = S.square().flip(0).cumsum(0).flip(0).sqrt()
+    assert P1.shape[1] == int((tails > lowrank.ROUNDING * tails[0]).sum())
+    assert float((dense(P1, Q1) - dense(P, Q)).norm()) <= 3e-7 * float(dense(P, Q).norm())
+
+
+def test_a_sketch_is_taken_where_it_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a product of small rank a third of the columns, of one of full rank all of them are
+    decomposed."""
+    seen = []
+    full = lowrank._decomposed
+    monkeypatch.setattr(
+        lowrank, "_decomposed", lambda P, Q, most: seen.append(P.shape[1]) or full(P, Q, most)
+    )
+    P, Q = draw("P", 120, WIDE), draw("Q", WIDE, 110)
+    lowrank.compress(P, Q)
+    lowrank.compress(P, draw("L", WIDE, 9) @ draw("R", 9, 110))
+    assert seen == [WIDE, WIDE // 3]
+
+
+@pytest.mark.parametrize(("fading", "most"), [(1.0, 1.02), (0.97, 1.005), (0.5, 1.0)])
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_a_sketched_truncation_is_nearly_the_best(fading: float, most: float) -> None:
+    """Of 300 columns, flat, slowly and quickly decaying: the error against the dense product is the
+    least (Eckart and Young) times (1 + little); the same on every call, and from other factors of
+    the same product, to a rounding."""
+    m, n, rho, rank = 330, 400, 300, 16
+    P, Q = draw("P", m, rho) * fading ** torch.arange(float(rho)), draw("Q", rho, n)
+    S = torch.linalg.svdvals(dense(P, Q))
+    P1, Q1 = lowrank.truncate(P, Q, rank)
+    assert P1.shape == (m, rank) and P1.dtype == Q1.dtype == torch.float32
+    lost = float((dense(P1, Q1) - dense(P, Q)).norm())
+    assert lost <= most * float(S[rank:].norm()) + 1e-6 * float(S[0])
+    again = lowrank.truncate(P, Q, rank)
+    assert torch.equal(P1, again[0]) and torch.equal(Q1, again[1])
+    turn = torch.linalg.qr(draw("turn", rho, rho).double()).Q
+    P2, Q2 = lowrank.truncate((P.double() @ turn).float(), (turn.T @ Q.double()).float(), rank)
+    assert error(P2.double(), P1.double(), P1) < 1e-3 and error(Q2.double(), Q1.double(), Q1) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (780, 770)], ids=["full", "randomised"])

@@ -22,6 +22,7 @@ VARIANTS = {
     "local": (FedEx(assignment="local"), torch.float32),
     "reinit": (FedEx(assignment="reinit"), torch.float32),
     "truncated above its rank": (FedEx(truncate=64), torch.float32),
+    "cut as a whole": (FedEx(max_rank=8), torch.float32),
     "lossy wire": (FedEx(), torch.bfloat16),
 }
 every = pytest.mark.parametrize(("method", "wire"), VARIANTS.values(), ids=VARIANTS)
@@ -144,7 +145,7 @@ def test_what_is_sent_depends_on_the_product_alone(
         )
 
     assert apart() < 1e-5
-    if method.truncate is None:  # which decomposes by itself
+    if method.truncate is method.max_rank is None:  # which decomposes by itself
         unprotected(monkeypatch)
         assert apart() > 0.5
 
@@ -154,6 +155,6 @@ def test_directions_without_a_value_are_not_sent() -> None:
     own factors: they are dropped, under `truncate` too."""
     B, A = uploads(5)
     B = [B[0]] * K  # all alike, so that averaging loses nothing
-    for method in (FedEx(), FedEx(truncate=8)):
+    for method in (FedEx(), FedEx(truncate=8), FedEx(max_rank=8)):
         view, _, _ = sent(method, torch.float32, B, A)
         assert not {k for k in view if k.endswith((".P", ".Q", ".D"))}

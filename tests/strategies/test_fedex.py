@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fedlora.tensors import Tensors, is_memory
+from fedlora.errors import UserError
+from fedlora.tensors import Tensors, is_memory, nbytes, select
 from fedlora.testing import FakeBase, Federation, worst
 from strategies.fedex import FedEx
 
@@ -111,11 +112,70 @@ def test_truncation_is_the_best_rank_of_each_rounds_residual() -> None:
     assert cut.state[f"{LAYER}.P"].shape[1] == 6
 
 
+def product(state: Tensors, module: str) -> torch.Tensor:
+    """P·Q in float64."""
+    return state[f"{module}.P"].double() @ state[f"{module}.Q"].double()
+
+
+def lost(fed: Federation, module: str) -> torch.Tensor:
+    """s (Σ p_i B_i A_i − B̄ Ā) of the last round, dense in float64."""
+    pairs = [(u.weight, *(u.tensors[f"{module}.{x}"].double() for x in "BA")) for u in fed.updates]
+    B_bar, A_bar = (fed.state[f"{module}.{x}"].double() for x in "BA")
+    return fed.base.scale * (sum(p * (B @ A) for p, B, A in pairs) - B_bar @ A_bar)
+
+
+def best(M: torch.Tensor, rank: int) -> torch.Tensor:
+    U, S, V = torch.linalg.svd(M, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ V[:rank]
+
+
+def test_a_bounded_residual_grows_until_it_is_full_and_is_then_cut_to_its_best_half() -> None:
+    """Against the dense truth: what a round adds is its best rank r', appended to the bit as long
+    as there is room; else the whole is cut to the best half of max_rank. It never becomes dense,
+    though factors of so many columns cost more than this layer."""
+    fed = Federation(FedEx(truncate=3, max_rank=10), base=FakeBase(shapes={LAYER: (12, 9)}))
+    P_name, Q_name, widths = f"{LAYER}.P", f"{LAYER}.Q", []
+    for _ in range(7):
+        before = fed.state
+        fed.step((0, 1, 3))
+        P, Q, added = fed.state[P_name], fed.state[Q_name], best(lost(fed, LAYER), 3)
+        widths.append(had := P.shape[1])
+        if len(widths) == 1:
+            truth = added
+        elif had > widths[-2]:
+            truth = product(before, LAYER) + added
+            assert torch.equal(P[:, : widths[-2]], before[P_name])
+            assert torch.equal(Q[: widths[-2]], before[Q_name])
+        else:
+            truth = best(product(before, LAYER) + added, 5)
+        torch.testing.assert_close(product(fed.state, LAYER), truth, rtol=0, atol=1e-5)
+        assert f"{LAYER}.D" not in fed.state
+    assert widths == [3, 6, 9, 5, 8, 5, 8]
+
+
+def test_what_a_client_is_sent_stays_bounded() -> None:
+    """Over many rounds, to those who come each time and to those who come late: the means and
+    max_rank columns at most, and mostly only what the round added; all have the server's W."""
+    fed, r, most = Federation(FedEx(truncate=2, max_rank=12), base=FakeBase(shapes=WIDE)), 4, 12
+    (m, n), head = WIDE[LAYER], nbytes(select(fed.state, {"head"}))
+    sent = []
+    for number in range(12):
+        fed.step((0, 1) if number < 11 else (0, 3))  # the last is there for the first time
+        late = fed.bytes["client-3"].down if number == 11 else 0
+        sent.append(fed.bytes["client-0"].down - head)
+        for down in (sent[-1], late - head):
+            assert down <= 4 * (m + n) * (r + most)
+        assert all(worst(fed.effective(c), fed.server()) < 1e-6 for c in fed.clients)
+    tails = [down for down in sent[1:] if down == 4 * (m + n) * (r + 2)]
+    assert len(tails) >= 7
+
+
 @pytest.mark.parametrize("assignment", ["local", "reinit"])
-def test_truncation_goes_with_average(assignment: str) -> None:
+@pytest.mark.parametrize("cap", ["truncate", "max_rank"])
+def test_bounds_go_with_average(assignment: str, cap: str) -> None:
     """The other assignments have no exact part that a cut could leave alone."""
-    with pytest.raises(ValidationError, match="average"):
-        FedEx(truncate=2, assignment=assignment)
+    with pytest.raises(ValidationError, match=f"{cap} goes with .*average"):
+        FedEx(assignment=assignment, **{cap: 2})
 
 
 def test_local_keeps_each_clients_own_factors() -> None:
@@ -197,3 +257,13 @@ def test_exact_from_factors_that_are_not_zero(assignment: str, wire: torch.dtype
         truth = fed.mean_of_products()
         assert worst(fed.server(), truth) < 1e-5
         assert all(worst(fed.effective(c), truth) < 1e-5 for c in fed.clients)
+
+
+def test_a_bound_that_would_cut_into_w0_is_refused() -> None:
+    """With pissa and olora the residual begins with what was taken out of W0."""
+    with pytest.raises(UserError, match=r"max_rank = 7 .* 16 or more"):
+        Federation(FedEx(max_rank=7), base=Pissa())
+    fed = Federation(FedEx(max_rank=16), base=Pissa())
+    for _ in range(3):
+        fed.step()
+        assert worst(fed.server(), fed.mean_of_products()) < 0.2

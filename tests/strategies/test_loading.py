@@ -69,4 +69,4 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_of_all_methods() -> None:
     """Flower's table and a comparison hold every method's settings at once."""
-    assert strategies.settings() == {"truncate", "assignment", "init", "ranks"}
+    assert strategies.settings() == {"truncate", "max_rank", "assignment", "init", "ranks"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fedlora import pieces
 from fedlora.adapters import Adapter
@@ -49,23 +50,25 @@ def kept(model: nn.Module, forward: Callable[[], Tensor], besides: Iterable[Tens
     """Bytes that are kept for the backward pass of a model in training mode, its own weights and
     what is there besides apart; on any device, the meta device included.
 
-    Of layers that recompute, their inputs are kept, and one layer's own at a time:
+    What is saved and no longer there at the end, as a chunk of logits, is not kept. Of layers that
+    recompute, their inputs are kept, and one layer's own at a time:
 
         sum of all - sum_l own_l + sum_l input_l + max_l own_l      over layers l
     """
     frozen = {_place(t) for t in (*model.parameters(), *model.buffers(), *besides)}
-    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no place is used twice
+    seen: dict[int, tuple[StorageWeakRef, int]] = {}  # while one is there no place is used twice
     layers = recomputing(model)
     begun: list[int] = []
     own, inputs = [0], 0
 
     def note(tensor: Tensor) -> Tensor:
         if (place := _place(tensor)) not in frozen:
-            seen[place] = tensor.untyped_storage()
+            storage = tensor.untyped_storage()
+            seen[place] = StorageWeakRef(storage), storage.nbytes()
         return tensor
 
     def total() -> int:
-        return sum(storage.nbytes() for storage in seen.values())
+        return sum(size for storage, size in seen.values() if not storage.expired())
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal inputs
@@ -81,13 +84,15 @@ def kept(model: nn.Module, forward: Callable[[], Tensor], besides: Iterable[Tens
         layer.gradient_checkpointing = False  # to see what it would keep
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            forward()
+            loss = forward()  # with all that its graph keeps
     finally:
         for handle in handles:
             handle.remove()
         for layer in layers:
             layer.gradient_checkpointing = True
-    return total() - sum(own) + inputs + max(own)
+    found = total() - sum(own) + inputs + max(own)
+    del loss
+    return found
 
 
 def _place(tensor: Tensor) -> int:

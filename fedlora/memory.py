@@ -3,13 +3,13 @@
     base      the frozen weights, in the base's format: quantised ones of b bits a number, and of
               every block of 64 (4bit) or row (8bit) a scale; embeddings and output layers are not
     adapter   fp32: every part, and of those that are trained a gradient and the optimizer's moments
-    passes    what autograd keeps of one pass (`footprint.kept`), and as much again under way; the
+    passes    what autograd keeps of one pass (`footprint.kept`), and the larger of what is there
+              besides it: a chunk of a language model's logits, then as much again under way; the
               largest pass that the configuration asks for, on rows of data.max_length tokens
 
 What a pass keeps is counted on a model whose tensors have shapes and no values, which came out up
-to a seventh above the real thing (tests/fedlora/test_memory.py). A language model's
-logits are counted at every position, as if a whole row were to be learnt: rows with short answers
-take less. The libraries themselves (some hundreds of MB) and the rows are not in it.
+to a seventh above the real thing (tests/fedlora/test_memory.py). The libraries themselves (some
+hundreds of MB) and the rows are not in it.
 """
 
 import warnings
@@ -31,6 +31,7 @@ from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.device import DTYPES, settled
 from fedlora.footprint import UNDER_WAY, kept
+from fedlora.tasks.likelihood import likelihood, under_way
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "lora-plus": 2, "lora-fa": 2}
@@ -69,10 +70,13 @@ def memory(
     train = config.train
     momentum = 1 if train.optimizer == "sgd" and train.momentum else 0
     moments = MOMENTS.get(train.optimizer, momentum)
+    base, rows = _base(model, config.model), _rows(config)
+    logits = under_way(model, rows * config.data.max_length)
+    passes = rows * _kept(config, model)
     return Memory(
-        base=_base(model, config.model),
+        base=base,
         adapter=FP32 * (sum(parameters.values()) + trained * (1 + moments)),
-        passes=int(UNDER_WAY * _kept(config, model) * _rows(config)),
+        passes=int(max(UNDER_WAY * passes, passes + logits)),
     )
 
 
@@ -124,10 +128,12 @@ def _kept(config: Config, model: PreTrainedModel) -> int:
         _valueless(adapted, dtype)
         ids = torch.zeros(1, config.data.max_length, dtype=torch.int64)
 
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
         def loss() -> Tensor:
-            logits = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
-            flat = logits.flatten(0, -2)
-            return F.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.int64))
+            if model.get_output_embeddings() is not None:
+                return likelihood(adapted, inputs, torch.arange(ids.numel()), ids[0])[0]
+            return F.cross_entropy(adapted(**inputs).logits.float(), ids[:, 0])
 
         return kept(model, loss)
 

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from fedlora import data, profile, tasks
+from fedlora import data, pieces, profile, tasks
 from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
@@ -24,6 +24,7 @@ from fedlora.models import digest, tokenizer_digest
 from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
 from fedlora.tasks import table, usable
+from fedlora.tasks.likelihood import under_way
 from fedlora.tensors import Tensors
 
 log = logging.getLogger("fedlora.client")
@@ -105,7 +106,10 @@ class Resident:
             return None
         rows = self.encoded(self.federation.clients[0], "train")
         private = self.config.privacy.local
-        return max(1, int(memory * 1e6 / 2 / token_bytes(self.task, self.adapter, rows, private)))
+        each = token_bytes(self.task, self.adapter, rows, private)
+        model: Any = self.adapter.model.get_base_model()
+        logits = under_way(model, pieces.costs(model.device).most)
+        return max(1, int((memory * 1e6 / 2 - logits) / each))
 
     @profile.timed("load")
     def load(self, view: Tensors, scale: float) -> None:

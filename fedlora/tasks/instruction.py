@@ -1,10 +1,9 @@
 """Answers to instructions, by a causal language model.
 
-Shapes: b rows of a batch, t tokens of its longest row (padded), v words of the vocabulary; k of the
-t positions are looked at, those whose next token is to be learnt in any row.
+Shapes: b rows of a batch, t tokens of its longest row (padded); N of the b t positions are looked
+at, those whose next token is to be learnt.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,7 @@ from fedlora.pretrained import Pretrained
 from fedlora.tasks import Kind
 from fedlora.tasks.chat import Chat
 from fedlora.tasks.encoded import Encoded
-
-IGNORED = -100  # as a target: a token that is read and not learnt
+from fedlora.tasks.likelihood import IGNORED, likelihood
 
 
 class Instruction:
@@ -144,44 +142,39 @@ class Instruction:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """(b,): the mean cross-entropy of each row's targets; 0 where it has none."""
-        logits, targets = self._predict(model, batch)
-        return _means(_cross_entropy(logits, targets), targets)
+        losses, _ = self._means(model, batch)
+        return losses
 
     def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of each row the fraction of targets that are likeliest, and their mean cross-entropy,
         (b,) each."""
-        logits, targets = self._predict(model, batch)
-        right = (logits.argmax(dim=-1) == targets).float()
-        return _means(right, targets), _means(_cross_entropy(logits, targets), targets)
+        losses, right = self._means(model, batch)
+        return right, losses
 
-    def _predict(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(logits (b, k, v), targets (b, k)), on the model's device. Every pass through the model
-        begins here, and none where nobody waits for it any more."""
+    def _means(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(b,) each: of a row's targets the mean cross-entropy and the share that are likeliest.
+        Every pass through the model begins here, and none where nobody waits for it any more."""
         cancel.check()
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        targets = inputs.pop("labels")[:, 1:]
-        looked = (targets != IGNORED).any(dim=0).nonzero()[:, 0]  # (k,)
+        inputs = {name: t.to(model.device) for name, t in batch.items() if name != "labels"}
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # (b, t)
+        learnt = targets != IGNORED
+        looked = learnt.clone()
         if self.steady:
-            looked = torch.arange(targets.shape[1], device=targets.device)
-        if len(looked) == 0:  # rows whose answers were all cut off
-            looked = looked.new_zeros(1)
-        if _keeps_logits(model):  # of the others none are made: they would be the largest tensor
-            logits = model(**inputs, logits_to_keep=looked, use_cache=False).logits
-        else:
-            logits = model(**inputs, use_cache=False).logits[:, looked]
-        return logits, targets[:, looked]
+            looked[:, :-1] = True
+        if not looked.any():  # rows whose answers were all cut off
+            looked[0, 0] = True
+        column, row = looked.T.nonzero(as_tuple=True)  # (N,) each
+        where = (row * targets.shape[1] + column).to(model.device)
+        found = likelihood(model, inputs, where, targets[row, column].to(model.device))
+        counts = learnt.sum(dim=1).clamp(min=1).to(model.device)
+        losses, right = (_spread(x.to(found[0]), where, targets.shape) / counts for x in found)
+        return losses, right
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(b, k) in fp32 at least, 0 where the target is IGNORED."""
-    wide = logits.float() if logits.dtype != torch.float64 else logits
-    return F.cross_entropy(wide.mT, targets, ignore_index=IGNORED, reduction="none")
-
-
-def _means(values: Tensor, targets: Tensor) -> Tensor:
-    """(b,): each row's mean of values (b, k) over its targets; 0 where it has none."""
-    kept = targets != IGNORED
-    return (values * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+def _spread(values: Tensor, where: Tensor, shape: torch.Size) -> Tensor:
+    """(b,): the sum by row of values (N,) at their places in a table (b, t)."""
+    table = values.new_zeros(shape.numel()).index_copy(0, where, values)
+    return table.view(shape).sum(dim=1)
 
 
 @torch.inference_mode()
@@ -193,8 +186,3 @@ def _keeps_apart(model: PreTrainedModel) -> bool:
         together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]
         alone = model(input_ids=ids[:, 4:], use_cache=False).logits
     return torch.allclose(together, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
-
-
-def _keeps_logits(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -65,16 +65,12 @@ def test_it_is_what_a_model_takes(folder: Path, dtype: str, again: bool) -> None
     )
     assert found.adapter == 4 * own * 4
 
-    ids = torch.zeros(1, 48, dtype=torch.int64)
-    labels = torch.zeros(48, dtype=torch.int64)
-
-    def loss() -> torch.Tensor:
-        logits = adapter.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        return torch.nn.functional.cross_entropy(logits.float()[0], labels)
-
+    blank = made.task.blank(48)
+    blank.inputs["labels"][:] = 0  # all of it is learnt
     adapter.trainable(adapter.parts)
     adapter.model.train()
-    real = kept(adapter.model, loss)
+    batch = made.task.batch(blank, [0])
+    real = kept(adapter.model, lambda: made.task.losses(adapter.model, batch))
     assert 0.999 < found.passes / (UNDER_WAY * real * 4) < 1.15
 
 

@@ -128,7 +128,7 @@ def _kept(config: Config, model: PreTrainedModel) -> int:
         _valueless(adapted, dtype)
         ids = torch.zeros(1, config.data.max_length, dtype=torch.int64)
 
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids}
 
         def loss() -> Tensor:
             if model.get_output_embeddings() is not None:

@@ -20,6 +20,7 @@ from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
 from fedlora.tasks import Kind
 from fedlora.tasks.encoded import Encoded
+from fedlora.tasks.masks import given
 
 ROWS = 1024  # tokenised at once, as lists of numbers take many times the memory of tensors
 EMPTY = torch.empty(0, dtype=torch.int32)
@@ -125,8 +126,6 @@ class Classification:
         """(logits (b, c) in fp32, labels (b,)), on the model's device. Every pass through the model
         begins here, and none where nobody waits for it any more."""
         cancel.check()
-        inputs = {
-            name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()
-        }
-        labels = inputs.pop("labels")
+        inputs = given(batch, model.device, backward=False)
+        labels = batch["labels"].to(model.device, non_blocking=True)
         return model(**inputs).logits.float(), labels

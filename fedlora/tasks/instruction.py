@@ -23,6 +23,7 @@ from fedlora.tasks import Kind
 from fedlora.tasks.chat import Chat
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.likelihood import IGNORED, likelihood
+from fedlora.tasks.masks import given, looks_back
 
 
 class Instruction:
@@ -49,6 +50,7 @@ class Instruction:
         self.learn = config.data.learn
         self.packing = config.data.packing
         self.by_row = config.privacy.on
+        self.backward = False  # whether the model looks back only; known with the model
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.chat = Chat(self.tokenizer, config.model.chat_template)
@@ -58,6 +60,8 @@ class Instruction:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
         model = self.pretrained.model(self.architecture, "causal language modelling", stored)
         model.config.pad_token_id = self.tokenizer.pad_token_id
+        if not stored:
+            self.backward = looks_back(model)
         if self.packing and not _keeps_apart(model):
             raise UserError(
                 f"{self.pretrained.settings.name!r} mixes rows that are packed: leave data.packing "
@@ -155,7 +159,7 @@ class Instruction:
         """(b,) each: of a row's targets the mean cross-entropy and the share that are likeliest.
         Every pass through the model begins here, and none where nobody waits for it any more."""
         cancel.check()
-        inputs = {name: t.to(model.device) for name, t in batch.items() if name != "labels"}
+        inputs = given(batch, model.device, self.backward)
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # (b, t)
         learnt = targets != IGNORED
         looked = learnt.clone()
@@ -164,9 +168,15 @@ class Instruction:
         if not looked.any():  # rows whose answers were all cut off
             looked[0, 0] = True
         column, row = looked.T.nonzero(as_tuple=True)  # (N,) each
-        where = (row * targets.shape[1] + column).to(model.device)
-        found = likelihood(model, inputs, where, targets[row, column].to(model.device))
-        counts = learnt.sum(dim=1).clamp(min=1).to(model.device)
+        where, tokens, counts = (
+            t.to(model.device, non_blocking=True)
+            for t in (
+                row * targets.shape[1] + column,
+                targets[row, column],
+                learnt.sum(dim=1).clamp(min=1),
+            )
+        )
+        found = likelihood(model, inputs, where, tokens)
         losses, right = (_spread(x.to(found[0]), where, targets.shape) / counts for x in found)
         return losses, right
 

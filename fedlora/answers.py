@@ -42,15 +42,33 @@ def answer(speaker: Speaker, rows: Dataset, seed: int, number: int) -> list[Answ
     Raises:
         UserError: there are no such rows.
     """
-    chosen = _chosen(speaker, rows, seed)
-    talks = [rows[i]["messages"] for i in chosen]
+    picked = chosen(speaker, rows, seed)
+    talks = [rows[i]["messages"] for i in picked]
     asked = [_asked(talk) for talk in talks]
-    draws = [stream(seed, "generate", i) for i in chosen]
+    draws = [stream(seed, "generate", i) for i in picked]
     said = speaker.answers(asked, draws)
     return [
         Answer(number, i, _prompt(before), talk[len(before)]["content"], text)
-        for i, talk, before, text in zip(chosen, talks, asked, said, strict=True)
+        for i, talk, before, text in zip(picked, talks, asked, said, strict=True)
     ]
+
+
+def chosen(speaker: Speaker, rows: Dataset, seed: int) -> list[int]:
+    """The rows that `answer` has answered. Raises UserError where there are none."""
+    order = torch.randperm(len(rows), generator=stream(seed, "generate", "rows")).tolist()
+    found: list[int] = []
+    for i in order:
+        if len(found) == speaker.settings.rows:
+            break
+        if speaker.fits(_asked(rows[i]["messages"])):
+            found.append(i)
+    if not found:
+        raise UserError(
+            f"generate.rows = {speaker.settings.rows}, but of {len(rows):,} test rows none fits "
+            f"into the model's context with an answer of {speaker.settings.max_new_tokens} tokens: "
+            "set data.test above 0, generate.max_new_tokens lower, or generate.rows to 0"
+        )
+    return sorted(found)
 
 
 def write(found: Sequence[Answer]) -> str:
@@ -82,23 +100,6 @@ def shortened(text: str) -> str:
     """A text as it fits into a table, without what would steer the terminal."""
     shown = block(text[: LETTERS + 1])
     return shown if len(shown) <= LETTERS else shown[: LETTERS - 1] + "…"
-
-
-def _chosen(speaker: Speaker, rows: Dataset, seed: int) -> list[int]:
-    order = torch.randperm(len(rows), generator=stream(seed, "generate", "rows")).tolist()
-    chosen: list[int] = []
-    for i in order:
-        if len(chosen) == speaker.settings.rows:
-            break
-        if speaker.fits(_asked(rows[i]["messages"])):
-            chosen.append(i)
-    if not chosen:
-        raise UserError(
-            f"generate.rows = {speaker.settings.rows}, but of {len(rows):,} test rows none fits "
-            f"into the model's context with an answer of {speaker.settings.max_new_tokens} tokens: "
-            "set data.test above 0, generate.max_new_tokens lower, or generate.rows to 0"
-        )
-    return sorted(chosen)
 
 
 def _asked(talk: Any) -> Messages:

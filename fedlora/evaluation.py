@@ -13,8 +13,6 @@ from fedlora.privacy.steady import passes as alone
 from fedlora.tasks import Score, Task
 
 
-@profile.timed("evaluate")
-@torch.inference_mode()
 def evaluate(
     task: Task, model: Any, encoded: Any, most: int | None = None, steady: bool = False
 ) -> Score:
@@ -25,18 +23,42 @@ def evaluate(
         steady: whether what is found of a row may depend on that row alone to the bit, see
             `fedlora.privacy.steady`.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=model.device)  # read once, at the end
+    return total(sums(task, model, encoded, most, steady), len(encoded))
+
+
+@profile.timed("evaluate")
+@torch.inference_mode()
+def sums(
+    task: Task,
+    model: Any,
+    encoded: Any,
+    most: int | None = None,
+    steady: bool = False,
+    share: slice = slice(None),
+) -> Tensor:
+    """What each pass of `evaluate` adds to the sums of `score`, (p, 3) float64 on the CPU; of
+    the passes that are this `share` of all."""
     rows, costs = range(len(encoded)), pieces.costs(model.device, most)
     if steady:
         passes = list(alone(encoded, rows, task.max_length, model.device))
     else:
         passes = [(p, len(p)) for p in pieces.cut([encoded.length(i) for i in rows], costs)]
+    found = [torch.zeros(0, 3, dtype=torch.float64, device=model.device)]
     with evaluating(model):
-        for piece, count in passes:
-            found = task.outcomes(model, task.batch(encoded, piece))
-            counts = task.counts(encoded, piece).to(sums, non_blocking=True)
-            sums += weighed(found, counts)[:, :count].sum(dim=1)
-    return score(sums, len(encoded))
+        for piece, count in passes[share]:
+            outcome = task.outcomes(model, task.batch(encoded, piece))
+            counts = task.counts(encoded, piece).to(model.device, non_blocking=True)
+            found.append(weighed(outcome, counts)[:, :count].sum(dim=1)[None])
+    return torch.cat(found).cpu()  # read once, at the end
+
+
+def total(sums: Tensor, rows: int) -> Score:
+    """The score of so many rows whose passes, in their order, add `sums` (p, 3): one after another,
+    so that it is the same to the bit whoever made which pass."""
+    added = torch.zeros(3, dtype=torch.float64)
+    for one in sums:
+        added += one
+    return score(added, rows)
 
 
 def weighed(found: Sequence[Tensor], counts: Tensor) -> Tensor:

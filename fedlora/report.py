@@ -7,7 +7,8 @@ A private run's rows have epsilon and delta too: what was spent from the first r
 Scores are fractions, losses nats, bytes those of tensors as sent; what is unknown is null. A null
 epsilon is no bound: it is infinite, or not known of every client. Under central privacy rows say
 nothing of who took part or how many: no bytes, no clients, failed, dropped or seconds, and there
-are none of kind "client". Round 0 is the evaluation of the start.
+are none of kind "client". Round 0 is the start, which has a
+score with run.baseline.
 """
 
 import math

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -48,6 +49,7 @@ class Resident:
         self.config = settled(config, self.node.device)
         self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
+        self._folder: Path | None = None
 
     @property
     def hides(self) -> bool:
@@ -137,21 +139,28 @@ class Resident:
 
     @profile.timed("tokenise")
     def share(self, folder: Path) -> None:
-        """Have the clients' rows, as tokens, in a file of this folder, which processes that do so
-        too share. For a simulation: nobody's rows are to be on disk in another form."""
-        key = table.key(self.task, self._pool)
-        self._table = table.mapped(folder, key, lambda: self._table)
+        """Have rows, as tokens, in files of this folder, which processes that do so too share.
+        For a simulation: nobody's rows are to be on disk in another form."""
+        self._folder = folder
+        self._table = self._mapped(self._pool, lambda: self._table)
         self.encoded.cache_clear()
+
+    def _mapped(self, rows: Dataset, make: Callable[[], Any]) -> Any:
+        """Rows as tokens, from the file where they are shared."""
+        if self._folder is None or not len(rows):
+            return make()
+        return table.mapped(self._folder, table.key(self.task, rows), make)
 
     @profile.timed("tokenise")
     def _encoded(self, client: str, split: str) -> Any:
         """Tokenised rows: a client's 'train' or 'heldout', the server's 'test' or 'public'."""
         if split in ("test", "public"):
-            return self.task.encode(getattr(self.federation, split))
+            rows = getattr(self.federation, split)
+            return self._mapped(rows, lambda: self.task.encode(rows))
         owned = self.federation.trained if split == "train" else self.federation.held
-        rows = self._table.select(np.searchsorted(self._owned, owned[client]))
+        mine = self._table.select(np.searchsorted(self._owned, owned[client]))
         packs = split == "train" and self.config.data.packing
-        return self.task.packed(rows) if packs else rows  # type: ignore[attr-defined]
+        return self.task.packed(mine) if packs else mine  # type: ignore[attr-defined]
 
     @cached_property
     def _table(self) -> Any:

@@ -45,12 +45,14 @@ MEMORY = "memory.json"  # in a round's folder, where what the server knows of cl
 @dataclass(frozen=True)
 class Checkpoint:
     """The server after a round: its state, what it knows of clients (nothing, where that stayed
-    elsewhere), and that round's metrics."""
+    elsewhere), and that round's metrics, which are not `scored` while the model's scores are still
+    to come."""
 
     round: int
     state: Tensors
     memory: dict[str, Any]
     rows: list[Row]
+    scored: bool = True
 
 
 class RunDir:
@@ -140,7 +142,8 @@ class RunDir:
     def commit(
         self, checkpoint: Checkpoint, aside: Path, keep: str, discreet: bool = False
     ) -> None:
-        """Make a round permanent: all of it or nothing of it.
+        """Make a round permanent: all of it or nothing of it. Its metrics are told once they are
+        whole: now, or by `complete`.
 
         Args:
             discreet: whether what the server knows of clients is a secret of its own, in a file
@@ -153,6 +156,7 @@ class RunDir:
             "state": digest.hexdigest(),
             "memory": {} if discreet else checkpoint.memory,
             "metrics": checkpoint.rows,
+            "scored": checkpoint.scored,
         }
         if discreet:
             files.write(aside / MEMORY, _json(checkpoint.memory), 0o600)
@@ -161,11 +165,22 @@ class RunDir:
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that is being done again
         aside.rename(final)
         files.sync(self.path)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.writelines(_json(row) + "\n" for row in checkpoint.rows)
+        if checkpoint.scored:
+            self._tell(checkpoint.rows)
         if keep == "latest":
             for number in self.rounds()[:-2]:
                 shutil.rmtree(self.round(number))
+
+    def complete(self, number: int, rows: list[Row]) -> None:
+        """The metrics of a round that was committed without its scores."""
+        path = self.round(number) / "checkpoint.json"
+        facts = json.loads(path.read_text("utf-8"))
+        files.write(path, _json({**facts, "metrics": rows, "scored": True}))
+        self._tell(rows)
+
+    def _tell(self, rows: list[Row]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(_json(row) + "\n" for row in rows)
 
     def resume(self) -> tuple[Checkpoint | None, list[str]]:
         """The last whole checkpoint, metrics rewound to it, and what was wrong with later ones."""
@@ -195,12 +210,14 @@ class RunDir:
             memory = json.loads((path / MEMORY).read_text("utf-8"))
         for row in facts["metrics"]:
             lines.METRICS.validate_python(row)
-        return Checkpoint(facts["round"], state, memory, facts["metrics"])
+        scored = facts.get("scored", True)  # as it was before version 0.3
+        return Checkpoint(facts["round"], state, memory, facts["metrics"], scored)
 
     def _rewind(self, checkpoint: Checkpoint | None) -> None:
         """Metrics up to this round, whose own rows come from the checkpoint itself; and answers."""
         number = checkpoint.round if checkpoint else 0
-        own = [_json(row) + "\n" for row in checkpoint.rows] if checkpoint else []
+        known = checkpoint.rows if checkpoint and checkpoint.scored else []
+        own = [_json(row) + "\n" for row in known]
         files.write(self.metrics, "".join(before(self.metrics, number) + own))
         if self.answers.is_file():
             kept = before(self.answers, number + 1) if checkpoint else []

@@ -1,7 +1,6 @@
 """The round loop: sample, send, screen, aggregate, evaluate, commit; resumed to the same bits."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from fedlora.runs import Checkpoint, Row, RunDir
 from fedlora.strategy import Purpose, Round, merge, stays
 from fedlora.streams import stream
 from fedlora.tensors import Tensors, select
-from fedlora.tracking import Tracking
 from fedlora.untrusted import plain
 from server.base import ServerBase
+from server.commits import Commits
 from server.greeting import Greeter
 from server.inbox import Inbox
 from server.keeping import keep_updates
@@ -27,7 +26,7 @@ from server.privacy import Central
 from server.records import client_rows, mean, round_row, withheld
 from server.roster import Roster
 from server.rounds import Phase, Traffic
-from server.score import scored
+from server.score import Rate, check, here
 from server.shared import Shared
 from server.spending import largest, note, told
 from server.use import Use
@@ -44,12 +43,22 @@ class Outcome:
 
 
 class Coordinator:
-    """One federation at the server: its state between rounds, and how a round goes."""
+    """One federation at the server: its state between rounds, and how a round goes.
 
-    def __init__(self, grid: Grid, resident: Resident, run: RunDir, observer: Observer) -> None:
+    Args:
+        rate: how the server's model is scored; by default in this process.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        resident: Resident,
+        run: RunDir,
+        observer: Observer,
+        rate: Rate | None = None,
+    ) -> None:
         self.grid, self.resident, self.run, self.observer = grid, resident, run, observer
         self.config, self.strategy = resident.config, resident.strategy
-        self.tracking = Tracking(run, self.config, observer.note)
         # Under central privacy nobody is to know who takes part in a round, or how many.
         self.discreet = self.config.privacy.central
         self.about_clients = Observer() if self.discreet else observer
@@ -59,6 +68,7 @@ class Coordinator:
         self.local = stays(self.strategy) & resident.adapter.parts
         self.shared = Shared(self.strategy.trained & resident.adapter.parts)
         self.central = Central(resident, run, self.roster) if self.config.privacy.central else None
+        self.commits = Commits(resident, run, observer, rate or here(resident), bool(self.local))
 
     def serve(self) -> None:
         """Run all rounds, from the last whole checkpoint where there is one. Raises Failed where no
@@ -68,7 +78,7 @@ class Coordinator:
         for line in wrong:
             self.observer.note(line)
         self.observer.begin(self.config.run.rounds, checkpoint.round if checkpoint else 0)
-        with self.tracking:  # which reads the metrics as they were rewound
+        with self.commits:  # which reads the metrics as they were rewound
             self._go_on(checkpoint)
 
     def _go_on(self, checkpoint: Checkpoint | None) -> None:
@@ -76,6 +86,7 @@ class Coordinator:
         if checkpoint:
             self.state = checkpoint.state
             self._remember(checkpoint)
+            self.commits.resume(checkpoint)
         else:
             self._begin()
         if self.config.privacy.insecure_seed is not None:
@@ -86,6 +97,7 @@ class Coordinator:
         for number in range(last + 1, self.config.run.rounds + 1):
             with self.run.aside(number) as aside:
                 self._round(number, aside)
+        self.commits.settle()
         if self.central:
             self.central.close()
         if not self._by_chance:
@@ -106,14 +118,11 @@ class Coordinator:
         self.roster.load(checkpoint.memory["roster"])
         self.use = Use.read(checkpoint.memory)
 
-    def score(self, number: int) -> Row:
-        """What the round's row says of the global model."""
-        return scored(self.resident, self.run, self.state, number, self.local)
-
     def _begin(self) -> None:
-        """Round 0: everyone who is there joins, the method makes the first state, it is scored."""
+        """Round 0: everyone who is there joins, the method makes the first state."""
         started = time.monotonic()
         self.observer.phase(0, "start", 0)
+        check(self.resident)
         self.greeter.greet()
         base = ServerBase(self.resident, self.grid, self.roster, self.observer)
         first = called(self.strategy, "begin", base)
@@ -123,10 +132,9 @@ class Coordinator:
                 "for the first state clients sent gradients of their own rows: the one thing in "
                 "this run that crosses and is no adapter tensor (strategy.init asked for it)"
             )
-        found = self.score(0)
         self.roster.founders = len(self.roster.members)
         seconds = time.monotonic() - started
-        row = round_row(0, base.traffic, seconds, **found, **self._spent())
+        row = round_row(0, base.traffic, seconds, **self._spent())
         with self.run.aside(0) as aside:
             self._commit(0, [row], aside)
 
@@ -186,6 +194,7 @@ class Coordinator:
         clip = self._clip(round) if self.central else (None, None)  # whatever a client did
         outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep, *clip))
         for reply in phase.run(clients, self.state, round):
+            self.commits.settle(wait=False)
             reason = plain(reply.reason or phase.fault(reply))
             metrics = reply.parcel.metrics if reply.parcel else {}
             status = "ok" if reply.parcel else reply.status
@@ -234,26 +243,20 @@ class Coordinator:
     def _evaluate(
         self, phase: Phase, clients: list[str], number: int
     ) -> tuple[Row, dict[str, dict[str, float]]]:
-        """The global model's, and each client's own model on its own held-out rows (one that fails
-        has none). The server scores its model while the clients score theirs."""
+        """Each client's own model on its own held-out rows (one that fails has none); and the mean
+        of theirs on the server's rows, where parts stay with them."""
         self.observer.phase(number, "evaluate", len(clients))  # none under central privacy
         round = self._at(number, "evaluate")
-        scores = {}
-        threads = (torch.get_num_threads(),)  # which torch counts thread by thread
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=threads) as aside:
-            own = aside.submit(self.score, number)
-            for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
-                if reply.parcel:
-                    scores[reply.client] = dict(reply.parcel.metrics)
-                reason = reply.reason or None
-                self.about_clients.client(number, "evaluate", reply.client, None, reason)
-            with profile.span("evaluate"):
-                found = own.result()
+        scores, found = {}, {}
+        for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
+            if reply.parcel:
+                scores[reply.client] = dict(reply.parcel.metrics)
+            self.about_clients.client(number, "evaluate", reply.client, None, reply.reason or None)
         scores = {c: scores[c] for c in sorted(scores)}
         if self.local:
             alike = dict.fromkeys(scores, 1.0)
             known = {"score": "global", "test_loss": "global_loss"}
-            found |= {name: mean(scores, key, alike) for name, key in known.items()}
+            found = {name: mean(scores, key, alike) for name, key in known.items()}
         return found, scores
 
     def _spent(self) -> Row:
@@ -266,11 +269,7 @@ class Coordinator:
     def _commit(self, number: int, rows: list[Row], aside: Path) -> None:
         memory = {"roster": self.roster.dump(), **self.use.dump()}
         rows = [withheld(row) for row in rows] if self.discreet else rows
-        checkpoint = Checkpoint(number, self.state, memory, rows)
-        with profile.span("checkpoint"):
-            self.run.commit(checkpoint, aside, self.config.run.keep, self.discreet)
-        self.observer.round(rows[0])
-        self.tracking.rows(rows)
+        self.commits.commit(number, self.state, memory, rows, aside)
         profile.mark(number)
 
     def _at(self, number: int, purpose: Purpose) -> Round:

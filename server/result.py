@@ -4,23 +4,14 @@ import shutil
 
 from rich.console import Console
 
-from fedlora import answers, guard, pictures, report, settings
+from fedlora import answers, pictures, report, settings
 from fedlora.export import save_peft
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
-from fedlora.strategy import Client, Round
 from fedlora.tensors import Tensors
 from server.card import card
 from server.promise import promise
-
-
-def load_global(resident: Resident, state: Tensors, number: int) -> None:
-    """The global model after a round, into the resident adapter: what a client of full rank would
-    be sent to evaluate."""
-    scaling, run = resident.adapter.scaling, resident.config.run
-    client = Client("server", scaling.rank, scaling.at(scaling.rank))
-    round = Round(number, "evaluate", run.seed, run.wire_dtype)
-    resident.load(guard.view(resident.strategy, state, client, round), client.scale)
+from server.score import load_global
 
 
 def finish(resident: Resident, run: RunDir, state: Tensors) -> None:

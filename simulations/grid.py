@@ -75,7 +75,7 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = f"message-{next(self._numbers)}"
         about = [message.metadata for message in batch]
         if batch:
-            contexts = [self._context(one.dst_node_id) for one in about]
+            contexts = [self.context(one.dst_node_id) for one in about]
             until = max(one.created_at + one.ttl for one in about)
             job = Job(batch, contexts, self._replies, until, about[-1].group_id)
             if self._pool.workers:
@@ -112,7 +112,8 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def _context(self, node: int) -> dict[str, Any]:
+    def context(self, node: int) -> dict[str, Any]:
+        """What a message to this node is handled in, as JSON has it."""
         return {
             "run_id": 1,
             "node_id": node,

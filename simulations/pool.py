@@ -3,16 +3,18 @@
 A worker reads the messages of a job and their contexts from a pipe, in pieces of bytes
 (`clients.frames`), and writes replies back; nothing is pickled. A worker that dies is replaced.
 Messages that shared its passes are given to the next together, once, since each alone would end in
-other last bits; then, or where there was one, they are answered with an error. When the parent goes
-away the pipe closes and the worker ends.
+other last bits; then, or where there was one, they are answered with an error. What is the server's
+own to do, a `Chore`, waits until there is no job. When the parent goes away the pipe closes and the
+worker ends.
 """
 
 import json
 import threading
 import time
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess, SpawnProcess
-from queue import SimpleQueue
+from queue import PriorityQueue, SimpleQueue
 from typing import Any, NamedTuple
 
 from flwr.app import Error, Message
@@ -38,9 +40,56 @@ class Job(NamedTuple):
     round: str
 
     @property
+    def attempts(self) -> int:
+        return 1 if len(self.messages) == 1 else 2
+
+    @property
     def expired(self) -> bool:
         """Whether nobody waits for the answers any more."""
         return time.time() > self.until
+
+    @property
+    def asks(self) -> tuple[Any, list[Message]]:
+        return self.contexts, self.messages
+
+    def done(self, found: tuple[Any, list[Message]]) -> None:
+        for reply in found[1]:
+            self.replies.put(reply)
+
+    def failed(self, reason: str) -> None:
+        for message in self.messages:
+            self.replies.put(Message(Error(CRASHED, reason), reply_to=message))
+
+
+class Chore(NamedTuple):
+    """Something that any worker can do for the server, see `simulations.shares`: its number and
+    what it says, as JSON has it, and where to put both the number and what came of it."""
+
+    number: int
+    what: dict[str, Any]
+    replies: "SimpleQueue[tuple[int, dict[str, Any]]]"
+
+    @property
+    def attempts(self) -> int:
+        return 2
+
+    @property
+    def expired(self) -> bool:
+        return False
+
+    @property
+    def round(self) -> str:
+        return str(self.what["round"])
+
+    @property
+    def asks(self) -> tuple[Any, list[Message]]:
+        return self.what, []
+
+    def done(self, found: tuple[Any, list[Message]]) -> None:
+        self.replies.put((self.number, found[0]))
+
+    def failed(self, reason: str) -> None:
+        self.replies.put((self.number, {"error": reason}))
 
 
 class Pool:
@@ -52,7 +101,8 @@ class Pool:
 
     def __init__(self, workers: int, threads: int, device: str = "cpu") -> None:
         self.workers, self.threads, self.device = workers, threads, device
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: PriorityQueue[tuple[int, int, Job | Chore | None]] = PriorityQueue()
+        self._count = count()  # those that are alike come out as they went in
         self._processes: dict[str, ForkServerProcess | SpawnProcess] = {}
         self._closed = False
         self._profile = profile.current()
@@ -76,38 +126,38 @@ class Pool:
         for process in list(self._processes.values()):
             process.terminate()
         for _keeper in self._keepers:
-            self._jobs.put(None)
+            self._put(0, None)
         for keeper in self._keepers:
             keeper.join()
 
-    def submit(self, job: Job) -> None:
-        self._jobs.put(job)
+    def submit(self, job: Job | Chore) -> None:
+        self._put(2 if isinstance(job, Chore) else 1, job)
+
+    def _put(self, rank: int, job: Job | Chore | None) -> None:
+        self._jobs.put((rank, next(self._count), job))
 
     def _keep(self) -> None:
         """One thread a worker: hand it jobs, one at a time; start another where it died."""
         process, pipe = self._start()
         since = time.perf_counter()
-        while (job := self._jobs.get()) is not None and not self._closed:
-            if job.expired:
-                continue
-            attempts = 1 if len(job.messages) == 1 else 2
-            replies = None
-            while replies is None and attempts:
-                attempts -= 1
+        while (job := self._jobs.get()[2]) is not None and not self._closed:
+            attempts = 0 if job.expired else job.attempts
+            while attempts:
                 try:
-                    replies = _asked(pipe, job)
+                    found = _asked(pipe, *job.asks)
                     if isinstance(self._profile, Profile):
                         since = self._profiled(job.round, json.loads(pipe.recv_bytes()), since)
+                    job.done(found)
+                    break
                 except (EOFError, OSError):
                     process.join()
                     if self._closed:
                         return
                     reason = f"its worker process ended with exit code {process.exitcode}"
                     process, pipe = self._start()
-            if replies is None:
-                replies = [Message(Error(CRASHED, reason), reply_to=m) for m in job.messages]
-            for reply in replies:
-                job.replies.put(reply)
+                    attempts -= 1
+                    if not attempts:
+                        job.failed(reason)
         pipe.close()
         process.join()
 
@@ -132,8 +182,8 @@ class Pool:
         return process, ours
 
 
-def _asked(pipe: Connection, job: Job) -> list[Message]:
-    """A worker's replies to a job. Raises EOFError or OSError where it ends instead."""
-    for piece in cut(job.contexts, job.messages):
+def _asked(pipe: Connection, about: Any, messages: list[Message]) -> tuple[Any, list[Message]]:
+    """What a worker says. Raises EOFError or OSError where it ends instead."""
+    for piece in cut(about, messages):
         pipe.send_bytes(piece)
-    return whole(iter(pipe.recv_bytes, None))[1]
+    return whole(iter(pipe.recv_bytes, None))[:2]

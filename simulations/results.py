@@ -6,9 +6,9 @@ from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, RunDir
 from fedlora.strategy import Round, stays
-from server.result import load_global
 from server.roster import Roster
 from server.rounds import asked_of
+from server.score import load_global
 from server.shared import Shared
 from strategies import load
 

@@ -21,6 +21,7 @@ from server.result import finish
 from simulations import plan as stacking
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
+from simulations.shares import Shares
 
 Watch = Callable[[Path], AbstractContextManager[Observer]]
 
@@ -60,7 +61,9 @@ def simulate(
                 observer.note(f"clients go one after another, as they cannot share passes: {apart}")
             if cut := resident.truncation():
                 observer.note(cut)
-            coordinator = Coordinator(grid, resident, run, observer)
+            rows = len(resident.federation.test)
+            rate = Shares(pool, run, rows, grid.context(1)) if pool.workers else None
+            coordinator = Coordinator(grid, resident, run, observer, rate)
             coordinator.serve()
     except UserError:
         if fresh and not run.rounds():

@@ -59,7 +59,7 @@ def rounds(run: Path) -> Sequence[dict[str, float]]:
 def test_from_rows_to_a_talk(fedlora: Call, folder: Path) -> None:
     """A newcomer's commands, one after another: the held-out loss falls, answers come before and
     after, the numbers of `evaluate` are those of the run, and the model talks."""
-    more = ["train.lr=0.05", "train.steps=30"]
+    more = ["train.lr=0.05", "train.steps=30", "run.baseline=true"]
     code, told, error = fedlora("run", *SETTINGS, *more, "strategy.name=fedex", "run.name=mine")
     assert code == 0, error
     first, _, last = rounds(folder / "runs/mine")

@@ -18,7 +18,7 @@ def test_fedex_learns_sentiment_with_minilm(tmp_path: Path) -> None:
     rows = bundled.read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(rows[::4]), "utf-8")
     command = "import sys; from fedlora.cli import main; sys.argv[0] = 'fedlora'; main()"
-    data = ["data.name=rows.jsonl", "data.max_length=32"]
+    data = ["data.name=rows.jsonl", "data.max_length=32", "run.baseline=true"]
     settings = ["run.rounds=2", "run.name=main", "train.steps=20", "train.lr=0.002"]
     done = subprocess.run(
         [sys.executable, "-c", command, "run", *data, *settings],

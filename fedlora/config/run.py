@@ -35,6 +35,11 @@ class Run(Section):
         None,
         description="Largest L2 norm of an update's change; larger ones are dropped.",
     )
+    baseline: bool = Field(
+        False,
+        description="Score the model before round 1 too, as round 0; it is the pretrained one, and "
+        "scoring takes its time.",
+    )
     weights: Literal["examples", "uniform"] = Field(
         "examples", description="p_i: in proportion to training rows (FedAvg's choice), or equal."
     )

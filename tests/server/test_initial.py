@@ -10,7 +10,7 @@ from tests.federation import federate, kept, same
 def test_the_residual_travels_once(world, tmp_path, method, first):
     """With adapter.init = pissa the server scores W0 at round 0 as with any other; clients get what
     was taken out at first contact alone, and it stays as it was."""
-    given = {"run__rounds": 2, "run__keep": "updates"}
+    given = {"run__rounds": 2, "run__keep": "updates", "run__baseline": True}
     plain = federate(world, tmp_path / "plain", method, **given)
     ran = federate(world, tmp_path / "pissa", method, adapter__init="pissa", **given)
     assert ran.row(0)["test_loss"] == pytest.approx(plain.row(0)["test_loss"], abs=1e-5)

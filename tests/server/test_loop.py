@@ -200,9 +200,8 @@ def test_the_same_seed_gives_the_same_bits_and_no_generator_moves(
 
 def test_it_learns(world, tmp_path):
     """With enough steps the held-out score is far above the half that guessing gets."""
-    ran = federate(
-        world, tmp_path, "fedex", data__test=0.3, train__steps=40, train__batch_size=16
-    )  # fmt: skip
+    steps = {"train__steps": 40, "train__batch_size": 16}
+    ran = federate(world, tmp_path, data__test=0.3, run__baseline=True, **steps)
     assert ran.row(0)["score"] < 0.6
     assert ran.row(3)["score"] > 0.85
 

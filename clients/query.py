@@ -53,15 +53,18 @@ def gradients(resident: Resident, client: str, parcel: Parcel) -> Parcel:
     if resident.strategy.model_dump().get("init") not in ("clients", "sketch"):
         raise UserError("this run's configuration does not allow gradients to leave a client")
     modules, rows, stage = asked_for(resident, parcel)
-    grads = estimate.summed(resident, "train", client, modules, rows, parcel.tensors)
     reply = answer("ok")
-    for module, g in grads.items():
-        if stage == "range":
-            seed, size = resident.config.run.seed, int(facts["size"])
-            g = g @ estimate.test_matrix(seed, module, g.shape[1], size)
-        elif stage == "project":
-            g = parcel.tensors[f"{module}.range"].mT @ g
-        reply.tensors[module] = g
+    shapes = {m: resident.adapter.shapes[m] for m in modules}
+    for group in estimate.groups(shapes, estimate.room(resident)):
+        grads = estimate.summed(resident, "train", client, group, rows, parcel.tensors)
+        for module in group:
+            g = grads.pop(module).cpu()
+            if stage == "range":
+                seed, size = resident.config.run.seed, int(facts["size"])
+                g = g @ estimate.test_matrix(seed, module, g.shape[1], size)
+            elif stage == "project":
+                g = parcel.tensors[f"{module}.range"].mT @ g
+            reply.tensors[module] = g
     return reply
 
 

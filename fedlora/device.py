@@ -1,5 +1,6 @@
 """Where a process has its model, and in which format: what the configuration leaves open."""
 
+import psutil
 import torch
 
 from fedlora.config import Config, Model
@@ -34,3 +35,10 @@ def chosen(model: Model, device: str) -> str:
         return model.dtype
     modern = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if model.quantize or modern else "fp32"
+
+
+def free(device: torch.device) -> int:
+    """Bytes of its memory that nobody has; on the CPU, that are to be had without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -47,17 +47,17 @@ def token_bytes(task: Task, adapter: Adapter, encoded: Any, private: bool = Fals
 
 
 def kept(model: nn.Module, forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
-    """Bytes that are kept for the backward pass of a model in training mode, its own weights and
-    what is there besides apart; on any device, the meta device included.
+    """Bytes that are kept for the backward pass of a model, its own weights and what is there
+    besides apart; on any device, the meta device included.
 
     What is saved and no longer there at the end, as a chunk of logits, is not kept. Of layers that
-    recompute, their inputs are kept, and one layer's own at a time:
+    recompute, as they do in training mode, their inputs are kept, and one layer's own at a time:
 
         sum of all - sum_l own_l + sum_l input_l + max_l own_l      over layers l
     """
     frozen = {_place(t) for t in (*model.parameters(), *model.buffers(), *besides)}
     seen: dict[int, tuple[StorageWeakRef, int]] = {}  # while one is there no place is used twice
-    layers = recomputing(model)
+    layers = recomputing(model) if model.training else []
     begun: list[int] = []
     own, inputs = [0], 0
 

@@ -19,6 +19,8 @@ Factors = tuple[Tensor, Tensor]
 SMALL = 768  # a matrix with no more rows or columns than this is decomposed in full
 THIN = 256  # and so are factors with no more columns and rows than this
 PROBES = 10  # random vectors beyond those that a basis is made of
+# Of larger ones: directions that are followed besides twice the rank, and how often.
+OVERSAMPLED, ITERATIONS = 64, 8
 
 # What fp32 factors cannot hold anyway: products of them are good to about one rounding each.
 ROUNDING = 2 * torch.finfo(torch.float32).eps
@@ -91,15 +93,17 @@ def compress(P: Tensor, Q: Tensor) -> Factors:
 def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular vectors and values of W (m, n): U (m, rank), S (rank,), V (rank, n).
 
-    In full where that is quick; else by randomised subspace iteration (arXiv:0909.4061), in a small
-    part of the time: orthonormal as well, exact where the spectrum decays, and within a percent
-    where it is as flat as that of a matrix of signs.
+    In full, on the CPU, where that is quick; else by randomised subspace iteration
+    (arXiv:0909.4061) in fp32, where W is and in a small part of the time: as orthonormal, exact
+    where the spectrum decays, and of a matrix of signs, whose spectrum is flat, nearly the best
+    approximation (`simulations.benchmarks.stacks` says how near).
     """
-    if min(W.shape) <= max(4 * rank, SMALL):
-        U, S, V = torch.linalg.svd(W.double(), full_matrices=False)
+    size = 2 * rank + OVERSAMPLED
+    if min(W.shape) <= max(2 * size, SMALL):
+        U, S, V = torch.linalg.svd(W.cpu().double(), full_matrices=False)
     else:
         with forked(0, "svd"):  # svd_lowrank draws from the global generator
-            U, S, Vt = torch.svd_lowrank(W.double(), q=max(4 * rank, 128), niter=8)
+            U, S, Vt = torch.svd_lowrank(W.float(), q=size, niter=ITERATIONS)
         V = Vt.T
     return _fp32(U[:, :rank]), _fp32(S[:rank]), _fp32(V[:rank])
 

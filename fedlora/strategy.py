@@ -81,7 +81,8 @@ class Scaling:
 
 
 class Base(Protocol):
-    """The frozen model as `begin` sees it: one layer at a time, never the whole."""
+    """The frozen model as `begin` sees it: one layer at a time, never the whole. Matrices are on
+    the device that has the model, where they are best worked with."""
 
     scale: float  # the adapter's s at full rank
     rank: int  # the adapter's r

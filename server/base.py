@@ -20,6 +20,7 @@ from server.roster import Roster
 from server.rounds import Traffic
 from server.screening import fault
 
+REPLY = 256 * 2**20  # bytes of gradients in a client's reply
 ROWS = 128  # rows behind a gradient where the server holds none of its own
 
 
@@ -54,18 +55,28 @@ class ServerBase:
     def gradient(
         self, module: str, over: Literal["server", "clients", "sketch"] = "server"
     ) -> torch.Tensor:
-        """G (m, n) of one module. Modules are measured a group at a time, in order, and a
-        gradient is forgotten once it was asked for."""
+        """G (m, n) of one module. As many modules are measured together as memory has room for,
+        in order, and a gradient is forgotten once it was asked for."""
         if over != "server" and self._resident.config.privacy.on:
             raise UserError(
                 f"a first state from gradients over '{over}' would show clients' rows, which no "
                 "noise protects: under [privacy] take them over 'server', its public rows"
             )
         if (over, module) not in self._known:
-            group = next(g for g in estimate.groups(dict(self.shapes)) if module in g)
+            self._known.clear()  # its memory is wanted for the next
+            group = next(g for g in estimate.groups(*self._grouped(over)) if module in g)
             measured: Tensors = getattr(self, f"_{over}")(group)
             self._known = {(over, m): g for m, g in measured.items()}
         return self._known.pop((over, module))
+
+    def _grouped(self, over: str) -> tuple[Mapping[str, tuple[int, int]], float]:
+        """The shapes of what is held of each module, and the bytes that all may take: of the
+        server's own gradients what memory has room for, of clients' what a reply may have."""
+        if over == "server":
+            return self.shapes, estimate.room(self._resident)
+        if over == "clients":
+            return self.shapes, REPLY
+        return {m: (max(shape), 2 * self.rank) for m, shape in self.shapes.items()}, REPLY
 
     def _server(self, group: list[str]) -> Tensors:
         rows = len(self._resident.federation.public)
@@ -80,7 +91,7 @@ class ServerBase:
         return self._gathered({m: self.shapes[m] for m in group}, {"stage": "sum"}, {})
 
     def _sketch(self, group: list[str]) -> Tensors:
-        size = 2 * self.rank
+        size = 2 * self.rank  # columns
         wide = {m: (self.shapes[m][0], size) for m in group}
         ranges = self._gathered(wide, {"stage": "range", "size": size}, {})
         q = {m: torch.linalg.qr(y.double()).Q.float() for m, y in ranges.items()}

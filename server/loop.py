@@ -126,7 +126,8 @@ class Coordinator:
         self.greeter.greet()
         base = ServerBase(self.resident, self.grid, self.roster, self.observer)
         first = called(self.strategy, "begin", base)
-        self.state = merge({}, changes(self.strategy, "begin", first, base.initial()))
+        state = merge({}, changes(self.strategy, "begin", first, base.initial()))
+        self.state = {k: t.cpu() for k, t in state.items()}  # it may come from the model's device
         if base.traffic.up:
             self.observer.note(
                 "for the first state clients sent gradients of their own rows: the one thing in "

@@ -18,7 +18,7 @@ from typing import Any
 
 from simulations.benchmarks.machine import machine, versions
 
-BENCHMARKS = ["engine", "scale", "aggregation", "exact", "overhead"]
+BENCHMARKS = ["engine", "scale", "aggregation", "exact", "overhead", "stacks"]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TIMEOUT = 1200.0  # seconds of one benchmark
 

@@ -98,6 +98,24 @@ def test_bytes_of_the_start_count_as_round_0(world, tmp_path, init, up, down):
     assert (row["bytes_up"], row["bytes_down"]) == (3 * 4 * up, 3 * 4 * down)
 
 
+@pytest.mark.parametrize(("room", "sweeps"), [(10**9, 1), (4 * (48 + 32) * 32, 2)])
+def test_the_servers_rows_are_gone_over_as_often_as_memory_demands(
+    world, tmp_path, monkeypatch, room, sweeps
+):
+    """Once, where the gradients of all layers fit; each layer is measured once."""
+    groups = []
+
+    def noted(resident, split, client, modules, *rest):
+        groups.append(modules)
+        return {m: torch.randn(resident.adapter.shapes[m]) for m in modules}
+
+    monkeypatch.setattr(estimate, "room", lambda _: room)
+    monkeypatch.setattr(estimate, "summed", noted)
+    ran = federate(world, tmp_path, "fedsb", strategy__init="server", **FEDSB)
+    assert len(groups) == sweeps
+    assert [m for group in groups for m in group] == list(ran.resident.adapter.shapes)
+
+
 def test_a_client_refuses_where_the_run_does_not_allow_it(world, tmp_path):
     """Whatever the server asks: its own configuration decides."""
     ran = federate(world, tmp_path, "fedsb", strategy__init="server", **FEDSB)

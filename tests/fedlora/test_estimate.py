@@ -42,11 +42,30 @@ def test_gradients_are_summed_over_seeded_rows(resident, split, client, rows):
         torch.testing.assert_close(found[module], g, rtol=1e-4, atol=1e-5)
 
 
-def test_groups_stay_within_their_bytes_and_lose_no_layer(monkeypatch):
+def test_all_layers_share_passes_as_large_as_memory_has_room_for(resident, monkeypatch):
+    """With little room there are more passes of fewer tokens, and the sums are the same."""
+    modules = list(resident.adapter.shapes)
+    head = select(resident.adapter.initial(), {"head"})
+    found, passes = [], []
+    for room in (10**9, 300_000):
+        seen = []
+        note = resident.adapter.model.register_forward_pre_hook(
+            lambda _, args, given, seen=seen: seen.append(given["input_ids"].numel()),
+            with_kwargs=True,
+        )
+        monkeypatch.setattr(estimate, "room", lambda _, room=room: room)
+        found.append(estimate.summed(resident, "public", "", modules, 16, head))
+        note.remove()
+        passes.append(seen[1:])  # the first is the longest row's, which is measured
+    assert len(passes[0]) < len(passes[1]) and max(passes[1]) < max(passes[0])
+    for module in modules:
+        torch.testing.assert_close(found[1][module], found[0][module], rtol=1e-4, atol=1e-6)
+
+
+def test_groups_stay_within_their_bytes_and_lose_no_layer():
     """In the model's order; a layer larger than a group is one by itself."""
     shapes = {"a": (10, 10), "b": (10, 20), "c": (50, 50), "d": (10, 10), "e": (10, 10)}
-    monkeypatch.setattr(estimate, "GROUP", 4 * 300)
-    assert list(estimate.groups(shapes)) == [["a", "b"], ["c"], ["d", "e"]]
+    assert list(estimate.groups(shapes, 4 * 300)) == [["a", "b"], ["c"], ["d", "e"]]
 
 
 def test_everyone_has_the_same_test_matrix():

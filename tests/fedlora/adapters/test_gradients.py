@@ -1,9 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AlbertConfig, AlbertForSequenceClassification
 
+from fedlora import config
+from fedlora.adapters import Adapter
 from fedlora.adapters.gradients import gradients
-from tests.fedlora.adapters.tiny import ARCHITECTURES, KINDS, adapter, drawn, residual, rows
+from fedlora.streams import forked
+from tests.fedlora.adapters.tiny import ARCHITECTURES, KINDS, SIZES, adapter, drawn, residual, rows
 
 
 def losses(model, batch):
@@ -45,6 +49,24 @@ def test_a_group_of_layers_at_a_time():
         group = gradients(made, modules[start : start + 5], [rows()], losses)
         assert list(group) == modules[start : start + 5]
         assert all(torch.allclose(g, together[k], atol=1e-6) for k, g in group.items())
+
+
+def test_a_layer_called_twice_has_the_sum():
+    """ALBERT's layers share their weights; and one forward pass serves every layer."""
+    small = {**SIZES, "embedding_size": 8, "num_hidden_groups": 1}
+    with forked(0, "albert"):
+        network = AlbertForSequenceClassification(AlbertConfig(**small)).eval()
+    made = Adapter(network, config.Adapter(kind="lora", rank=2), seed=7)
+    made.model.eval()
+    passes = []
+    note = made.model.register_forward_hook(lambda *_: passes.append(1))
+    got = gradients(made, list(made.shapes), [rows()], losses)
+    assert len(passes) == 1
+    note.remove()
+    weights = {k: made.base(k).weight.requires_grad_() for k in made.shapes}
+    losses(made.model, rows()).sum().backward()
+    for module, weight in weights.items():
+        assert torch.allclose(got[module], weight.grad, rtol=1e-4, atol=1e-6) and got[module].any()
 
 
 def test_a_layer_the_loss_does_not_reach_has_none():

@@ -215,7 +215,7 @@ def _in_fp32(wrapper: ModulesToSaveWrapper) -> nn.Module:
 
 def _assign(own: Tensor, given: Tensor) -> None:
     if own.shape == given.shape:
-        own.copy_(given)
+        own.copy_(given, non_blocking=True)
     else:  # another rank: the parameter stays the same object, so that PEFT and optimizers see it
         own.grad = None
         own.data = given.detach().to(own.device, own.dtype, copy=True)

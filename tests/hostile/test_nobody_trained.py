@@ -64,8 +64,12 @@ def test_it_fails_with_the_reasons(
 
 def test_one_round_that_came_to_something_is_enough(world: World, tmp_path: Path) -> None:
     """Also where it was before a restart; a run that failed and trains when it is resumed is
-    well."""
-    federate(world, tmp_path, "fedit", grid=Meddler(refuse({"2"})), **SHORT)
+    well. The round that came to nothing is noted, and so is why."""
+    watch = Watch()
+    ran = federate(world, tmp_path, "fedit", grid=Meddler(refuse({"2"})), watch=watch, **SHORT)
+    assert any("round 2: 0 usable updates" in note for note in watch.notes)
+    assert (2, "train", "books", "the disk is full") in watch.reasons
+    assert [row["clients"] for row in ran.rows()[1:]] == [3, 0]
     given = {**SHORT, "run__rounds": 3}
     federate(world, tmp_path, "fedit", grid=Meddler(refuse({"3"})), resume=True, **given)
     with pytest.raises(Failed):

@@ -6,6 +6,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tests.pretended import rules, steps
 from tests.pretended.plan import AFTER, DEVICE, LOOPS, RUNS, USUAL
 
 Told = dict[str, Any]
+log: list[str] = []  # of clients, since the last command began
 
 
 def main(folder: str) -> None:
@@ -33,6 +35,9 @@ def main(folder: str) -> None:
     Path("bert").mkdir()
     federation.make(Path("bert"), dropout=0.0)
     torch.set_num_threads(1)
+    kept = logging.Handler()
+    kept.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("fedlora.client").addHandler(kept)
     pictures.curves = lambda *_: None  # type: ignore[assignment]  # which takes longer than a run
     for name, case in cases():
         try:
@@ -50,6 +55,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Told]]]:
     yield "merged", lambda: {"apart": apart(*map(_model, ("merged", "merged-cpu")))}
     for name in LOOPS:
         yield f"step {name}", partial(steps.watched_steps, name)
+    yield "boundary", steps.boundary
     yield "passes", steps.watched_passes
     yield "refused", rules.refused
     yield "counted", rules.counted
@@ -94,6 +100,7 @@ def command(*words: str) -> Told:
     out, err = io.StringIO(), io.StringIO()
     sys.argv = ["fedlora", *words]
     code: Any = 0
+    log.clear()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main()
@@ -101,7 +108,7 @@ def command(*words: str) -> Told:
             code = end.code or 0
         except Exception as e:
             code = f"{type(e).__name__}: {e}"
-    return {"code": code, "out": out.getvalue()[-3000:], "err": err.getvalue()[-3000:]}
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "log": list(log)}
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ RUNS = {
     "hooks": [*PRIVATE, "privacy.engine=hooks"],
     "central": [*PRIVATE, "privacy.mode=central", "privacy.epsilon=20"],
     "fedsb": ["strategy.name=fedsb"],
+    "xs": ["strategy.name=fedsb", "strategy.init=xs"],
     "sketch": ["strategy.name=fedsb", "strategy.init=sketch"],
     "pissa": ["strategy.name=fedit", "adapter.init=pissa", "train.optimizer=lora-fa"],
     "packed": ["strategy.name=fedit", "data.packing=true", "train.proximal=0.1"],
+    "dropout": ["strategy.name=fedit", "adapter.dropout=0.3", ALONE],
     "dora": ["strategy.name=fedit", "adapter.dora=true", "train.optimizer=lora-plus"],
     "vera": ["strategy.name=fedit", "adapter.kind=vera"],
     "bert": ["strategy.name=fedex", *BERT],
@@ -58,4 +60,5 @@ LOOPS = {
     "private": [*PRIVATE, "privacy.engine=stacked"],
     "hooks": [*PRIVATE, "privacy.engine=hooks"],
     "private_stacked": PRIVATE,
+    "owned": PRIVATE,  # an owner's rows, of which each is computed with alone
 }

@@ -3,13 +3,17 @@
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 from fedlora import config, evaluation, settings, stacking, training
 from fedlora.privacy import stacking as private_stacking
 from fedlora.privacy import training as private_training
 from fedlora.privacy.accounting import Mechanism
-from fedlora.resident import Resident
+from fedlora.progress import Observer
+from fedlora.resident import Node, Resident
 from fedlora.stacking import Member
+from server.base import ServerBase
+from server.roster import Roster
 from strategies import load
 from tests.pretended.plan import DEVICE, LOOPS, USUAL
 from tests.pretended.watched import watched
@@ -23,9 +27,10 @@ SECRETS = [b"1" * 32, b"2" * 32]
 class Loops:
     """Each of `LOOPS` by name, for so many steps; the tiny Llama is on the device."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], owned: bool = False) -> None:
         tree = settings.parse([*USUAL, *words, f"simulation.device={DEVICE}"])
-        self.resident = Resident(*settings.resolve(tree, load))
+        owner = Node("rows.jsonl", "ann", DEVICE) if owned else Node()
+        self.resident = Resident(*settings.resolve(tree, load), owner)
         self.task, self.adapter = self.resident.task, self.resident.adapter
         self.privacy = self.resident.config.privacy
         initial, clients = self.adapter.initial(), self.resident.federation.clients
@@ -40,12 +45,19 @@ class Loops:
         stacking.train(self.task, self.adapter, self.members, PARTS, self._steps(steps))
 
     def private(self, steps: int) -> None:
-        train, first = self._steps(steps), SECRETS[0]
         private_training.train(
-            self.task, self.adapter, PARTS, self.rows, train, self.privacy, NOISE, first
+            self.task,
+            self.adapter,
+            PARTS,
+            self.rows,
+            self._steps(steps),
+            self.privacy,
+            NOISE,
+            SECRETS[0],
+            steady=self.resident.hides,
         )
 
-    hooks = private
+    hooks = owned = private
 
     def private_stacked(self, steps: int) -> None:
         train, noises = self._steps(steps), [(NOISE, secret) for secret in SECRETS]
@@ -62,9 +74,23 @@ class Loops:
         return self.resident.config.train.model_copy(update={"steps": steps})
 
 
+def boundary() -> dict[str, Any]:
+    """Where things are that a model gives: what a method sees, what clients hand back."""
+    loops = Loops([])
+    base = ServerBase(loops.resident, Mock(), Roster(), Observer())
+    module, adapter = next(iter(base.shapes)), loops.adapter
+    given = {
+        "weight": base.weight(module),
+        "gradient": base.gradient(module),
+        "initial": base.initial()[f"{module}.A"],
+        "read": adapter.read(PARTS)[f"{module}.B"],
+    }
+    return {name: str(t.device) for name, t in given.items()}
+
+
 def watched_steps(name: str) -> dict[str, Any]:
     """What each further step does, by the line that asks for it."""
-    return _each(getattr(Loops(LOOPS[name]), name))
+    return _each(getattr(Loops(LOOPS[name], owned=name == "owned"), name))
 
 
 def watched_passes() -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_a_run_ends_where_it_ends_on_the_cpu(told: dict[str, Any], name: str) ->
     for key in ("test_loss", "loss", "personalised_loss", "clipped"):
         if row.get(key) is not None or plain.get(key) is not None:
             assert row[key] == pytest.approx(plain[key], rel=CLOSE.get(name, USUALLY)), key
-    assert "one after another" not in found["out"] or name in ("hooks", "bert-hooks")
+    assert not found["log"], "what did not work was tried again in another way"
 
 
 @pytest.mark.parametrize("name", AFTER)
@@ -83,6 +83,11 @@ def test_a_step_waits_once_at_most(told: dict[str, Any], name: str) -> None:
 def test_a_pass_of_an_evaluation_is_not_waited_for(told: dict[str, Any]) -> None:
     """What passes find is added up on the device and read at the end."""
     assert not [line for line in told["passes"]["waits"] if "evaluation.py" in line], told["passes"]
+
+
+def test_what_a_model_gives_is_on_the_cpu(told: dict[str, Any]) -> None:
+    """A method's own tensors, and what others sent, are there: it need know of no device."""
+    assert set(told["boundary"].values()) == {"cpu"}, told["boundary"]
 
 
 def test_the_base_computes_in_its_format(told: dict[str, Any]) -> None:

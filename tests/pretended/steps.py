@@ -37,6 +37,8 @@ class Loops:
         rows = {c: self.resident.encoded(c, "train") for c in clients}
         self.members = [Member(initial, 2.0, rows[c], (0, c)) for c in clients]
         self.rows = self.members[0].encoded
+        self.passes = 0
+        self.adapter.model.register_forward_pre_hook(self._pass)
 
     def plain(self, steps: int) -> None:
         training.train(self.task, self.adapter, PARTS, self.rows, self._steps(steps), (0,))
@@ -70,6 +72,9 @@ class Loops:
         evaluation.evaluate(self.task, self.adapter.model, self.rows, most)
         stacking.evaluate(self.task, self.adapter, self.members, most)
 
+    def _pass(self, *_: object) -> None:
+        self.passes += 1
+
     def _steps(self, steps: int) -> config.Train:
         return self.resident.config.train.model_copy(update={"steps": steps})
 
@@ -90,24 +95,33 @@ def boundary() -> dict[str, Any]:
 
 def watched_steps(name: str) -> dict[str, Any]:
     """What each further step does, by the line that asks for it."""
-    return _each(getattr(Loops(LOOPS[name], owned=name == "owned"), name))
+    loops = Loops(LOOPS[name], owned=name == "owned")
+    return _each(loops, getattr(loops, name))
 
 
 def watched_passes() -> dict[str, Any]:
-    """What each further pass of an evaluation does; each is of two models' rows."""
-    return _each(Loops([]).evaluate)
+    """What more passes of an evaluation do, alone and stacked."""
+    loops = Loops([])
+    return _each(loops, loops.evaluate)
 
 
-def _each(loop: Callable[[int], None]) -> dict[str, Any]:
-    found = []
+def _each(loops: Loops, loop: Callable[[int], None]) -> dict[str, Any]:
+    found, passes = [], []
     for count in (FEW, MORE):
+        loops.passes = 0
         with watched() as seen:
             loop(count)
         found.append(seen)
+        passes.append(loops.passes)
     few, more = found
 
     def grown(kind: str) -> dict[str, float]:
         counts: Counter[str] = getattr(more, kind) - getattr(few, kind)
         return {line: n / (MORE - FEW) for line, n in sorted(counts.items())}
 
-    return {"waits": grown("waits"), "copies": grown("copies"), "formats": sorted(more.products)}
+    return {
+        "passes": (passes[1] - passes[0]) / (MORE - FEW),
+        "waits": grown("waits"),
+        "copies": grown("copies"),
+        "formats": sorted(more.products),
+    }

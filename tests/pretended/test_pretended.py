@@ -20,6 +20,7 @@ SECONDS = 600
 # Passes are cut for a GPU there, so that sums are rounded otherwise; bf16 has 8 bits.
 CLOSE = {"bf16": 0.05}
 USUALLY = 1e-3
+TRANSFORMERS = 2  # looks into a mask that a pass takes
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +73,21 @@ def test_what_a_run_left_says_the_same(told: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_step_waits_once_at_most(told: dict[str, Any], name: str) -> None:
-    """Nothing in a loop has the host wait for the device but once a step; where it waits more, the
-    lines are named. It does copy rows there, in one copy a tensor of the batch."""
+def test_a_step_is_not_waited_for(told: dict[str, Any], name: str) -> None:
+    """Nothing in a loop has the host wait for the device, but Transformers once a pass; where it
+    waits more, the lines are named. Steps are of one pass, but where rows are computed with
+    alone."""
     found = told[f"step {name}"]
-    assert sum(found["waits"].values()) <= 6, found
+    assert name == "owned" or found["passes"] == 1
+    assert sum(found["waits"].values()) <= TRANSFORMERS * found["passes"], found
     assert found["copies"], "nothing was watched"
 
 
 def test_a_pass_of_an_evaluation_is_not_waited_for(told: dict[str, Any]) -> None:
     """What passes find is added up on the device and read at the end."""
-    assert not [line for line in told["passes"]["waits"] if "evaluation.py" in line], told["passes"]
+    found = told["passes"]
+    assert found["passes"] > 1
+    assert sum(found["waits"].values()) <= TRANSFORMERS * found["passes"], found
 
 
 def test_what_a_model_gives_is_on_the_cpu(told: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ AFTER = {
 # Loops of training steps, each with the settings that it is watched with.
 LOOPS = {
     "plain": [],
+    "classified": [*BERT],
     "stacked": [],
     "private": [*PRIVATE, "privacy.engine=stacked"],
     "hooks": [*PRIVATE, "privacy.engine=hooks"],

@@ -43,6 +43,8 @@ class Loops:
     def plain(self, steps: int) -> None:
         training.train(self.task, self.adapter, PARTS, self.rows, self._steps(steps), (0,))
 
+    classified = plain
+
     def stacked(self, steps: int) -> None:
         stacking.train(self.task, self.adapter, self.members, PARTS, self._steps(steps))
 

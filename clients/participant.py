@@ -18,11 +18,15 @@ from fedlora.privacy.central import clipped
 from fedlora.resident import Resident
 from fedlora.stacking import Member
 from fedlora.strategy import Round, stays
-from fedlora.tensors import Tensors, select
+from fedlora.tensors import Tensors, nbytes, select
 from fedlora.training import Trained
+from fedlora.views import View
 from fedlora.wire import Parcel, encode
 
 log = logging.getLogger("fedlora.client")
+LATEST = 1 << 30  # bytes of the largest view that a process holds on to
+
+_latest: View | None = None  # that this process was last told to hold
 
 
 def train(
@@ -69,7 +73,7 @@ def train(
     reply = answer("ok", round=order.round, experiment=order.experiment)
     reply.tensors = encode(upload, round.wire, strategy.trained)
     reply.metrics = {} if privacy.central else metrics
-    held.keep(store, order, parcel)
+    held.keep(store, order)
     return reply
 
 
@@ -86,7 +90,7 @@ def evaluate(
     privacy = resident.config.privacy
     reply = answer("ok", round=order.round, experiment=order.experiment)
     if privacy.central:
-        held.keep(store, order, parcel)
+        held.keep(store, order)
         return reply
     member = _member(resident, order, tensors, "heldout")
     if len(member.encoded):
@@ -100,7 +104,7 @@ def evaluate(
         whole = yield Rate(replace(member, encoded=rows), "test")
         on_server = {"global": whole.score, "global_loss": whole.loss}
         reply.metrics |= {k: x for k, x in on_server.items() if math.isfinite(x)}
-    held.keep(store, order, parcel)
+    held.keep(store, order)
     return reply
 
 
@@ -124,34 +128,47 @@ def _member(resident: Resident, order: Order, tensors: Tensors, split: str) -> M
 
 
 @dataclass(frozen=True)
-class View:
+class Held:
     """The view that the server's order makes of the one that is held. It is kept with the answer:
     an order that comes to nothing leaves nothing."""
 
-    held: Tensors
-    view: Tensors
+    view: View
+    changed: bool
 
-    def keep(self, store: Store, order: Order, parcel: Parcel) -> None:
-        if order.basis and not parcel.tensors and self.view.keys() == self.held.keys():
-            store.keep_same_view(order.tag, order.basis)
-        else:
+    def keep(self, store: Store, order: Order) -> None:
+        if self.changed:
             store.keep_view(self.view, order.tag, order.basis)
+        else:
+            store.keep_same_view(order.tag, order.basis)
 
 
-def _assemble(store: Store, order: Order, parcel: Parcel, private: bool) -> tuple[View, Tensors]:
+def _assemble(store: Store, order: Order, parcel: Parcel, private: bool) -> tuple[Held, Tensors]:
     """The view that the client is to hold, and its adapter: that view, then the parts that are its
     own.
 
     Raises Missing where its disk lacks what the server builds on."""
-    held = store.view(order.basis) if order.basis else {}
+    view = _view(store, order, parcel)
+    own = store.own(order.own, private) if order.own else {}
+    changed = not order.basis or bool(parcel.tensors or order.drop)
+    return Held(view, changed), {**view.tensors, **own}
+
+
+def _view(store: Store, order: Order, parcel: Parcel) -> View:
+    """The view that an order speaks of. Clients of one process are often to hold the same: it is
+    made once, where the client has what it builds on too."""
+    global _latest
+    known = _latest
+    if known and known.fingerprint == order.fingerprint and store.has_view(order.basis):
+        return known
+    held = store.view(order.basis) if order.basis else View({}, {})
     try:
-        view = views.patched(held, views.Patch(parcel.tensors, order.drop, order.tails))
+        view = held.patched(views.Patch(parcel.tensors, order.drop, order.tails))
     except KeyError as e:
         raise Missing("view", f"the view {order.basis} lacks {e}") from None
-    if views.fingerprint(views.manifest(view)) != order.fingerprint:
+    if view.fingerprint != order.fingerprint:
         raise Missing("view", f"the view built on {order.basis or 'nothing'} is not the server's")
-    own = store.own(order.own, private) if order.own else {}
-    return View(held, view), {**view, **own}
+    _latest = view if nbytes(view.tensors) <= LATEST else None
+    return view
 
 
 def _round(resident: Resident, order: Order) -> Round:

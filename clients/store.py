@@ -1,7 +1,9 @@
 """What stays on a client, on its disk: the view it was sent last, and the parts that are its own.
 
+    <root>/run-<experiment>/views/
+        <fingerprint>.safetensors  a view by its content, as long as a client here has it
     <root>/run-<experiment>/client-<client>/
-        view-0003-1.safetensors    a view as it was to be held
+        view-0003-1.safetensors    a view as it was to be held: a link to the one of its content
         own-0003.safetensors       its own parts after training in round 3
         reply-train.safetensors    the reply to the last order to train, and to the last to evaluate
 
@@ -12,16 +14,21 @@ digest of its order: the same order again gets the same reply.
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from fedlora import profile
 from fedlora.tensorfiles import save, saved
 from fedlora.tensors import Tensors
+from fedlora.views import Blocks, View
 from fedlora.wire import Parcel
+
+BLOCKS = TypeAdapter(dict[str, Blocks])
 
 
 class Missing(Exception):
@@ -38,8 +45,19 @@ class Store:
     def __init__(self, root: Path, experiment: str, client: str) -> None:
         self.path = root / f"run-{plain(experiment)}" / f"client-{plain(client)}"
 
-    def view(self, tag: str) -> Tensors:
-        return self._load(f"view-{plain(tag)}")
+    def has_view(self, tag: str) -> bool:
+        """Whether it may be built on; nothing always may."""
+        return not tag or self._file("view-", tag).exists()
+
+    @profile.timed("store")
+    def view(self, tag: str) -> View:
+        """The digests are those that were kept with it, so that not all of it is read again."""
+        try:
+            tensors, about = saved(self._file("view-", tag))
+        except (OSError, SafetensorError) as e:
+            raise Missing("view", f"view-{tag}: {e}") from None
+        blocks = _blocks(about.get("blocks", ""))
+        return View(tensors, blocks) if blocks.keys() == tensors.keys() else View.of(tensors)
 
     def own(self, round: int, private: bool = False) -> Tensors:
         """The parts that are its own, of a round. What was trained without privacy is none of a
@@ -52,23 +70,26 @@ class Store:
             raise Missing("own", f"own-{round:04d} was trained without privacy")
         return tensors
 
-    def keep_view(self, view: Tensors, tag: str, basis: str) -> None:
-        self._keep("view-", view, plain(tag), plain(basis))
+    @profile.timed("store")
+    def keep_view(self, view: View, tag: str, basis: str) -> None:
+        """Clients that hold the same have one file of it together, which goes with the last."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shared = self._views / f"{view.fingerprint}.safetensors"
+        about, own = {"blocks": json.dumps(view.blocks)}, self._file("view-", tag)
+        if not (_whole(shared) and _linked(shared, own)):
+            self._views.mkdir(exist_ok=True)
+            save(view.tensors, shared, about)
+            if not _linked(shared, own):  # not every file system knows links
+                save(view.tensors, own, about)
+        self._prune("view-", plain(tag), plain(basis))
 
     @profile.timed("store")
     def keep_same_view(self, tag: str, basis: str) -> None:
         """The view `basis` under another name: the same file, as nobody writes into one."""
-        held, same = (self.path / f"view-{plain(x)}.safetensors" for x in (basis, tag))
-        aside = same.with_name(f".{same.name}.{os.getpid()}")
-        try:
-            os.link(held, aside)
-            os.replace(aside, same)
-        except OSError:  # not every file system knows links
-            self.keep_view(self.view(basis), tag, basis)
-        else:
+        if _linked(self._file("view-", basis), self._file("view-", tag)):
             self._prune("view-", plain(tag), plain(basis))
-        finally:
-            aside.unlink(missing_ok=True)  # it is still there where both were one file before
+        else:
+            self.keep_view(self.view(basis), tag, basis)
 
     def keep_own(self, own: Tensors, round: int, basis: int, private: bool = False) -> None:
         about = {"private": "yes" if private else "no"}
@@ -94,12 +115,12 @@ class Store:
     def _reply(self, purpose: str) -> Path:
         return self.path / f"reply-{plain(purpose)}.safetensors"
 
-    @profile.timed("store")
-    def _load(self, name: str) -> Tensors:
-        try:
-            return load_file(self.path / f"{name}.safetensors")
-        except (OSError, SafetensorError) as e:
-            raise Missing(name.partition("-")[0], f"{name}: {e}") from None
+    @property
+    def _views(self) -> Path:
+        return self.path.parent / "views"
+
+    def _file(self, kind: str, tag: str) -> Path:
+        return self.path / f"{kind}{plain(tag)}.safetensors"
 
     @profile.timed("store")
     def _keep(
@@ -119,6 +140,41 @@ class Store:
         older = [n for n in names if n < f"{kind}{basis or tag}.safetensors"]
         for name in older[:-1]:
             (self.path / name).unlink()
+        for shared in self._views.glob("*.safetensors") if older[:-1] else ():
+            with suppress(FileNotFoundError):  # of another process that does the same
+                if shared.stat().st_nlink == 1:
+                    shared.unlink()
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file of tensors has all that its header says."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _linked(held: Path, name: Path) -> bool:
+    """Give a file another name too; whether that could be."""
+    aside = name.with_name(f".{name.name}.{os.getpid()}")
+    try:
+        os.link(held, aside)
+        os.replace(aside, name)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        aside.unlink(missing_ok=True)  # it is still there where both were one file before
+
+
+def _blocks(text: str) -> Mapping[str, Blocks]:
+    """The digests that a file tells; none, where it is of somebody who knew none."""
+    try:
+        return BLOCKS.validate_json(text)
+    except ValidationError:
+        return {}
 
 
 def plain(name: str) -> str:

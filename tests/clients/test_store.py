@@ -1,6 +1,7 @@
 """A client's disk: what the server may still build on is there, and no more."""
 
 import math
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -9,6 +10,8 @@ import torch
 
 from clients.store import Missing, Store
 from fedlora.streams import stream
+from fedlora.tensorfiles import save
+from fedlora.views import View
 from fedlora.wire import Parcel
 
 
@@ -28,9 +31,9 @@ def files(store):
 def test_what_was_kept_comes_back(store):
     """By the round it was kept in, to the bit."""
     store.keep_own(tensors(1), 1, 0)
-    store.keep_view(tensors(2), "0001-0", "")
+    store.keep_view(View.of(tensors(2)), "0001-0", "")
     assert torch.equal(store.own(1)["layer.B"], tensors(1)["layer.B"])
-    assert torch.equal(store.view("0001-0")["layer.B"], tensors(2)["layer.B"])
+    assert torch.equal(store.view("0001-0").tensors["layer.B"], tensors(2)["layer.B"])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_what_is_missing_or_damaged_is_named(store, what, get):
         get(store)
     assert found.value.what == what
     store.keep_own(tensors(1), 1, 0)
-    store.keep_view(tensors(1), "0001-0", "")
+    store.keep_view(View.of(tensors(1)), "0001-0", "")
     for path in store.path.iterdir():
         path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(Missing):
@@ -53,7 +56,7 @@ def test_the_round_before_is_kept(store):
     """The basis, one older in case the server falls back a round, and nothing else."""
     for number in range(1, 6):
         store.keep_own(tensors(number), number, number - 1)
-        store.keep_view(tensors(number), f"{number:04d}-1", f"{number - 1:04d}-1")
+        store.keep_view(View.of(tensors(number)), f"{number:04d}-1", f"{number - 1:04d}-1")
     assert files(store) == [
         "own-0003", "own-0004", "own-0005", "view-0003-1", "view-0004-1", "view-0005-1"
     ]  # fmt: skip
@@ -86,9 +89,55 @@ def test_an_id_is_a_name_and_not_a_path(tmp_path, id):
 def test_names_from_elsewhere_lead_nowhere_else(tmp_path: Path) -> None:
     """An experiment, a client or a tag that is written like a path stays inside the root."""
     store = Store(tmp_path / "root", "..", "../../x")
-    store.keep_view({"a": torch.zeros(1)}, "../../../y", "")
+    store.keep_view(View.of({"a": torch.zeros(1)}), "../../../y", "")
     assert [p.name for p in tmp_path.iterdir()] == ["root"]
-    assert len(list((tmp_path / "root").rglob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "root").rglob("*.safetensors"))) == 2
+
+
+def shared(store):
+    """The files by content, each with how many names it has."""
+    return {p.stem: p.stat().st_nlink for p in (store.path.parent / "views").iterdir()}
+
+
+def test_clients_that_hold_the_same_have_one_file(tmp_path):
+    """By its content; it goes with the last who has it, and a client that is removed takes nothing
+    from others."""
+    stores = [Store(tmp_path, "e", name) for name in "abc"]
+    first, second = View.of(tensors(1)), View.of(tensors(2))
+    for store in stores:
+        store.keep_view(first, "0001-0", "")
+    assert shared(stores[0]) == {first.fingerprint: 4}
+    for store in stores[:2]:
+        store.keep_view(second, "0002-0", "0001-0")
+    assert shared(stores[0]) == {first.fingerprint: 4, second.fingerprint: 3}
+    shutil.rmtree(stores[2].path)
+    for store in stores[:2]:
+        store.keep_view(second, "0003-0", "0002-0")
+        store.keep_view(second, "0004-0", "0003-0")
+    assert shared(stores[0]) == {second.fingerprint: 7}
+    assert float(stores[1].view("0002-0").tensors["layer.B"][0, 0]) == 2
+
+
+def test_a_damaged_file_is_not_used_again(store):
+    """Who holds the same then has it written anew."""
+    view = View.of(tensors(1))
+    store.keep_view(view, "0001-0", "")
+    (path,) = (store.path.parent / "views").iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+    store.keep_view(view, "0002-0", "")
+    assert store.view("0002-0").fingerprint == view.fingerprint
+    with pytest.raises(Missing):
+        store.view("0001-0")
+
+
+@pytest.mark.parametrize("about", [None, {"blocks": "no"}, {"blocks": '{"layer.B": [1]}'}])
+def test_digests_are_read_with_the_view_or_made(store, about):
+    """A file without them, or with what is none, is read whole."""
+    view = View.of(tensors(1))
+    store.keep_view(view, "0001-0", "")
+    assert store.view("0001-0").blocks == view.blocks
+    save(view.tensors, store.path / "view-0001-0.safetensors", about)
+    assert store.view("0001-0").fingerprint == view.fingerprint
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -97,14 +146,14 @@ def test_a_view_that_stays_the_same_has_another_name(store, monkeypatch, links):
     is still there, whatever a later view is."""
     if not links:
         monkeypatch.setattr("os.link", Mock(side_effect=OSError))
-    store.keep_view(tensors(1), "0001-1", "")
+    store.keep_view(View.of(tensors(1)), "0001-1", "")
     for _ in range(2):
         store.keep_same_view("0002-0", "0001-1")
-        assert float(store.view("0002-0")["layer.B"][0, 0]) == 1
+        assert float(store.view("0002-0").tensors["layer.B"][0, 0]) == 1
     held, same = sorted(store.path.iterdir())  # and nothing else is left
     assert held.samefile(same) is links
-    store.keep_view(tensors(2), "0002-0", "0001-1")
-    assert float(store.view("0001-1")["layer.B"][0, 0]) == 1
+    store.keep_view(View.of(tensors(2)), "0002-0", "0001-1")
+    assert float(store.view("0001-1").tensors["layer.B"][0, 0]) == 1
 
 
 def test_a_reply_is_there_again_for_its_own_order_alone(store):

@@ -47,7 +47,7 @@ class ServerBase:
         return {k: t.clone() for k, t in self._initial.items()}
 
     def weight(self, module: str) -> torch.Tensor:
-        return self._resident.adapter.weight(module).cpu()  # where a method has all it has
+        return self._resident.adapter.weight(module)
 
     def generator(self, name: str) -> torch.Generator:
         return stream(self._resident.config.run.seed, "begin", name)

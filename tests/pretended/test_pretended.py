@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.pretended.plan import AFTER, LOOPS, RUNS
+from tests.pretended.plan import AFTER, DEVICE, LOOPS, RUNS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 600
@@ -90,9 +90,10 @@ def test_a_pass_of_an_evaluation_is_not_waited_for(told: dict[str, Any]) -> None
     assert sum(found["waits"].values()) <= TRANSFORMERS * found["passes"], found
 
 
-def test_what_a_model_gives_is_on_the_cpu(told: dict[str, Any]) -> None:
-    """A method's own tensors, and what others sent, are there: it need know of no device."""
-    assert set(told["boundary"].values()) == {"cpu"}, told["boundary"]
+def test_what_an_adapter_gives_is_on_the_cpu(told: dict[str, Any]) -> None:
+    """What is exchanged is; a method's first state is made of matrices where the model is."""
+    where = {"initial": "cpu", "read": "cpu", "weight": DEVICE, "gradient": DEVICE}
+    assert told["boundary"] == where
 
 
 def test_the_base_computes_in_its_format(told: dict[str, Any]) -> None:

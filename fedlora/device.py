@@ -1,11 +1,13 @@
 """Where a process has its model, and in which format: what the configuration leaves open."""
 
+import os
+
 import psutil
 import torch
 
 from fedlora.config import Config, Model
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def settled(config: Config, device: str | None = None) -> Config:
@@ -19,6 +21,21 @@ def settled(config: Config, device: str | None = None) -> Config:
             "simulation": config.simulation.model_copy(update={"device": place}),
         }
     )
+
+
+def prepare(config: Config) -> None:
+    """Have this process compute as a settled configuration says: with the same bits each time, and
+    in TF32 or not. Before the first product on a GPU, which takes its workspace then.
+
+    Reference: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if config.model.tf32 else "none"
+    same = config.simulation.deterministic and torch.device(config.simulation.device).type != "cpu"
+    if same:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(same)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+    torch.backends.cudnn.deterministic = same
 
 
 def placed(device: str) -> str:

@@ -107,7 +107,7 @@ class Speaker:
         if not self.settings.temperature:
             return LogitsProcessorList()
         warmth = TemperatureLogitsWarper(self.settings.temperature)
-        return LogitsProcessorList([warmth, TopPLogitsWarper(self.settings.top_p), _Drawn(draws)])
+        return LogitsProcessorList([warmth, _Drawn(draws, self.settings.top_p)])
 
     def _tokens(self, messages: Messages) -> list[int]:
         text = self.chat.text(messages, answer=True)
@@ -126,14 +126,15 @@ class Speaker:
 
 class _Drawn(LogitsProcessor):
     """Leaves of each row one token, drawn from the row's own stream; Transformers' sampling would
-    draw all rows' tokens from the global generator."""
+    draw all rows' tokens from the global generator. On the CPU, as a GPU has no way to sum chances
+    that gives the same bits each time."""
 
-    def __init__(self, draws: Sequence[torch.Generator]) -> None:
-        self.draws = draws
+    def __init__(self, draws: Sequence[torch.Generator], top_p: float) -> None:
+        self.draws, self.likeliest = draws, TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores (b, v), as logits."""
-        chances = scores.float().softmax(dim=-1).cpu()
+        chances = self.likeliest(input_ids.cpu(), scores.float().cpu()).softmax(dim=-1)
         drawn = [
             torch.multinomial(chance, 1, generator=draw)
             for chance, draw in zip(chances, self.draws, strict=True)

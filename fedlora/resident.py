@@ -18,7 +18,7 @@ from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.data.owned import own
-from fedlora.device import settled
+from fedlora.device import prepare, settled
 from fedlora.errors import MethodError, UserError
 from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
@@ -47,6 +47,7 @@ class Resident:
     def __init__(self, config: Config, strategy: Strategy, node: Node | None = None) -> None:
         self.node = node or Node()
         self.config = settled(config, self.node.device)
+        prepare(self.config)
         self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
         self._folder: Path | None = None

@@ -16,6 +16,12 @@ class Simulation(Section):
         description="Where the models are, the server's too: cpu, cuda, cuda:0, …; auto is a CUDA "
         "GPU where there is one, else the CPU. A node's owner settles its own.",
     )
+    deterministic: bool = Field(
+        True,
+        description="Whether a GPU takes algorithms that give the same bits each time, as a CPU's "
+        "do; false: faster ones, and what a run repeats is equal to rounding. For models that need "
+        "one which a GPU has in no other way.",
+    )
     workers: int | None = Field(
         None,
         ge=0,

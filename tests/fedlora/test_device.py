@@ -1,13 +1,21 @@
 """What `auto` stands for: the device, the base's format on it, worker processes; and that nodes
 have one format."""
 
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
 from fedlora.agreement import differences
 from fedlora.config import Config
-from fedlora.device import settled
+from fedlora.device import prepare, settled
+from fedlora.errors import UserError
+from fedlora.resident import Node, Resident
+from fedlora.settings import resolve
 from simulations import plan
+from strategies import load
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool = False) -> None:
@@ -21,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool = False) -> N
         (False, False, {}, ("cpu", "fp32")),
         (True, True, {}, ("cuda", "bf16")),
         (True, False, {}, ("cuda", "fp32")),
-        (True, True, {"dtype": "fp16"}, ("cuda", "fp16")),
+        (True, True, {"dtype": "fp32"}, ("cuda", "fp32")),
         (False, False, {"quantize": "4bit"}, ("cpu", "bf16")),
     ],
 )
@@ -39,6 +47,51 @@ def test_what_auto_stands_for(
     assert (found.simulation.device, found.model.dtype) == expected
     node = settled(config, "cpu")
     assert node.simulation.device == "cpu"
+
+
+@pytest.fixture
+def arithmetic(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[str, object]]]:
+    """How this process computes; afterwards it does as before."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield lambda: {
+        "same": torch.are_deterministic_algorithms_enabled(),
+        "warn": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn": torch.backends.cudnn.deterministic,
+        "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        "fp32": torch.backends.cuda.matmul.fp32_precision,
+    }
+    prepare(settled(Config(), "cpu"))
+
+
+PLAIN = {"same": False, "warn": False, "cudnn": False, "workspace": None, "fp32": "none"}
+SAME = {**PLAIN, "same": True, "cudnn": True, "workspace": ":4096:8"}
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        ("cpu", {}, PLAIN),
+        ("cuda:0", {}, SAME),
+        ("cuda:0", {"simulation": {"deterministic": False}}, PLAIN),
+        ("cuda:0", {"model": {"tf32": True}}, {**SAME, "fp32": "tf32"}),
+    ],
+)
+def test_whoever_has_a_model_computes_as_is_set(
+    arithmetic: Callable[[], dict[str, object]],
+    device: str,
+    given: dict[str, Any],
+    expected: dict[str, object],
+) -> None:
+    """Workers, server and nodes all have a Resident: with the same bits each time on a GPU, before
+    it computes anything, in TF32 only where that is asked for; a CPU is left alone."""
+    config, strategy = resolve(given, load)
+    Resident(config, strategy, Node(device=device))
+    assert arithmetic() == expected
+
+
+def test_fp16_is_refused_with_the_reason() -> None:
+    with pytest.raises(UserError, match="no loss is scaled here: take bf16"):
+        resolve({"model": {"dtype": "fp16"}}, load)
 
 
 def test_one_worker_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ Shapes: a tensor (…), of K clients in one stack (K, …); A (r, n), B (m, r).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,13 +109,15 @@ def inverses(tensors: Tensors, scales: Mapping[str, float] | float) -> Tensors:
 def _made(trained: Tensors, settings: Train, stacked: bool) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     tensors = list(trained.values())
+    fused = _fused(tensors)
     match settings.optimizer:
         case "adamw":
-            return torch.optim.AdamW(tensors, **common)
+            return torch.optim.AdamW(tensors, fused=fused, **common)
         case "sgd":
-            return torch.optim.SGD(tensors, momentum=settings.momentum, **common)
+            return torch.optim.SGD(tensors, momentum=settings.momentum, fused=fused, **common)
         case "lora-plus":
-            return torch.optim.AdamW(_lora_plus(trained, settings, stacked), **common)
+            groups = _lora_plus(trained, settings, stacked)
+            return torch.optim.AdamW(groups, fused=fused, **common)
         case "lora-fa":
             # Its class takes tensors with "lora" in their names for pairs of A and B. Under other
             # names it is its own AdamW, to which the projection of B's gradient is added here: in
@@ -124,6 +126,12 @@ def _made(trained: Tensors, settings: Train, stacked: bool) -> torch.optim.Optim
             unused = [None] * len(tensors)
             group: Any = {"params": tensors, "names": names, "scaling_factors": unused}
             return LoraFAOptimizer([group], **common)
+
+
+def _fused(tensors: Sequence[Tensor]) -> bool:
+    """Whether torch's fused kernels can move these: they take numbers as they lie, so that a view
+    into a stack of larger ranks would be moved where it is not."""
+    return all(t.is_contiguous() and t.device.type in ("cpu", "cuda") for t in tensors)
 
 
 def _lora_plus(trained: Tensors, settings: Train, stacked: bool) -> list[dict[str, Any]]:

@@ -1,18 +1,20 @@
 """The ClientApp: Flower's messages to and from `clients.participant`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import strategies
-from clients import participant
+from clients import participant, ranks
 from clients.account import Account
+from clients.asked import Talk
 from clients.channel import state_dir
 from clients.excuse import excuse
 from clients.once import Work, once
 from clients.owner import flat, owner_of
-from clients.passes import Talk, conclude
+from clients.passes import conclude
 from clients.query import asked_for, gradients, hello
 from clients.store import Store
 from fedlora import settings, wire
@@ -31,11 +33,13 @@ def resident(context: Context) -> Resident:
     one. The clients of a simulation share one."""
     owner = owner_of(context.node_config)
     given = flat(context.run_config)
-    key = repr((sorted(given.items()), sorted(context.node_config.items()) if owner else None))
+    place = ranks.place(owner) if owner else None
+    own = sorted(context.node_config.items()) if owner else None
+    key = repr((sorted(given.items()), own, place))
     if key not in _resident:
-        if owner:
+        if owner and place:
             config, strategy = owner.resolve(context.run_config)
-            node = Node(owner.data or "", owner.client or "", owner.device)
+            node = Node(owner.data or "", owner.client or "", place.device, place.ranks)
             made = Resident(owner.applied(config), strategy, node)
         else:
             tree = settings.from_flat(given)
@@ -43,9 +47,24 @@ def resident(context: Context) -> Resident:
             made = Resident(*settings.resolve(tree, strategies.load, ignore=known))
             if "state-dir" in context.node_config:  # of processes of one simulation
                 made.share(state_dir(context.node_config))
+        made.together = lambda name: _together(made, context, name)
         _resident.clear()
         _resident[key] = made
     return _resident[key]
+
+
+def _together(own: Resident, context: Context, name: str) -> AbstractContextManager[None]:
+    """Inside, the other ranks find a property of theirs too; they are to have the same rows."""
+    if own.node.ranks.size == 1:
+        return nullcontext()
+    facts = {
+        "do": "find",
+        "property": name,
+        "node_config": dict(context.node_config),
+        "run_config": dict(context.run_config),
+        "rows": own.division(_named(context, own.federation.clients)),
+    }
+    return ranks.all_do(own.node.ranks, facts)
 
 
 def forget() -> None:
@@ -55,7 +74,10 @@ def forget() -> None:
 
 def client_id(context: Context) -> str:
     """The id that stays the same when a node restarts: its own setting, or its partition's."""
-    clients = resident(context).federation.clients
+    return _named(context, resident(context).federation.clients)
+
+
+def _named(context: Context, clients: Sequence[str]) -> str:
     if "client" in context.node_config:
         id = str(context.node_config["client"])
         if id not in clients:

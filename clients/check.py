@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clients import guard, keys
+from clients import guard, keys, ranks
 from clients.channel import Place
 from clients.node import Superlink, open_to_others, settings_of
 from clients.owner import Owner
@@ -92,9 +92,18 @@ class Check:
         flat = settings.to_flat(self._config)
         return app.resident(Context(0, 0, self._given, RecordDict(), flat))
 
+    @cached_property
+    def _devices(self) -> list[str] | UserError:
+        """What several devices are called, or why they cannot be used; none where there is one."""
+        try:
+            return ranks.names(self._settled)
+        except UserError as e:
+            return e
+
     @property
     def _allowed(self) -> Resident:
-        self._settled  # noqa: B018
+        if isinstance(self._devices, UserError):
+            raise Unknown("the devices cannot be used")
         try:
             return self._resident
         except UserError:
@@ -194,14 +203,22 @@ class Check:
 
         from fedlora.device import placed
 
-        name = placed(self._settled.device)
+        owner = self._settled
+        if isinstance(self._devices, UserError):
+            raise self._devices
+        if self._devices:
+            each = {"ddp": "the whole base", "fsdp": "a share of the base"}[owner.parallel]
+            found = Counter(self._devices).items()
+            told = ", ".join(f"{count} × {name}" for name, count in found)
+            return f"{owner.device}: {told}; {owner.parallel}, {each} on each"
+        name = placed(owner.device)
         try:
             torch.ones(1, device=name).add_(1)
         except (AssertionError, RuntimeError) as e:
             raise UserError(f"{name} cannot be used: {(str(e).splitlines() or ['?'])[0]}") from None
         if name.startswith("cuda"):
             return f"{name}: {torch.cuda.get_device_name(name)}"
-        return f"{name}, threads: {self._settled.threads or torch.get_num_threads()}"
+        return f"{name}, threads: {owner.threads or torch.get_num_threads()}"
 
     def model(self) -> str:
         known = self._loaded.identity
@@ -213,23 +230,24 @@ class Check:
 
         import torch
 
+        from clients import passes
+        from clients.asked import Fit, Fitted
         from fedlora.guard import trains
+        from fedlora.stacking import Member
         from fedlora.strategy import Round
-        from fedlora.training import train
+        from fedlora.training import Trained
 
         if threads := self._settled.threads:
             torch.set_num_threads(threads)
         own = self._loaded
         config, client = own.config, self._client
         first = Round(1, "train", config.run.seed, config.run.wire_dtype)
-        done = train(
-            own.task,
-            own.adapter,
-            trains(own.strategy, first, own.adapter.parts),
-            own.encoded(client, "train"),
-            config.train.model_copy(update={"steps": 1}),
-            (config.run.seed, "check"),
-        )
+        rows, scale = own.encoded(client, "train"), own.adapter.scaling.at(config.adapter.rank)
+        member = Member(own.adapter.initial(), scale, rows, (config.run.seed, "check"))
+        parts = trains(own.strategy, first, own.adapter.parts)
+        fitted = passes.alone(own, Fit(member, parts, steps=1), None)
+        assert isinstance(fitted, Fitted) and isinstance(fitted.told, Trained)
+        done = fitted.told
         if not math.isfinite(done.loss):
             raise UserError("the loss is no number: the model does not fit these rows")
         return f"{done.rows} rows, loss {done.loss:.3f}; no weights leave this process"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 
 from clients.account import Account
-from clients.passes import Talk
+from clients.asked import Talk
 from clients.store import Store
 from fedlora.config import Config
 from fedlora.orders import Order

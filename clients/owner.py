@@ -6,7 +6,6 @@ loaded for it. A simulation has no owner and no limits.
 
 import logging
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from clients import refusals
+from clients import devices, refusals
 from clients.channel import state_dir
+from clients.devices import Mode
 from clients.refusals import COLUMNS, is_folder, refused
 from clients.refusals import Refused as Refused
 from fedlora.errors import UserError
@@ -83,8 +83,14 @@ class Owner(BaseModel):
     rank: NonNegativeInt = Field(0, description="Largest rank that this node can train; 0: any.")
     device: str = Field(
         "cpu",
-        pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$",
-        description="Where the model is: cuda:0; auto is a CUDA GPU where there is one.",
+        pattern=devices.PATTERN,
+        description="Where the model is: cuda:0; auto is a CUDA GPU where there is one; "
+        "cuda:0,1,2,3 are several, which train this client together.",
+    )
+    parallel: Mode = Field(
+        "ddp",
+        description="Of several devices: ddp has the whole base on each, fsdp a share of every "
+        "block, for a base that one has no room for. What comes out is the same to rounding.",
     )
     threads: NonNegativeInt = Field(0, description="Threads of torch; 0: as many as it chooses.")
     state_dir: Path = Field(
@@ -150,7 +156,8 @@ class Owner(BaseModel):
         try:
             return cls.model_validate(dict(node_config))
         except ValidationError as e:
-            lines = dict.fromkeys(_line(error) for error in e.errors())
+            known = [name.replace("_", "-") for name in cls.model_fields]
+            lines = dict.fromkeys(refusals.line(error, known) for error in e.errors())
             raise UserError(
                 "the node's settings (--node-config) are wrong:\n"
                 + "\n".join(f"  {line}" for line in lines)
@@ -183,7 +190,14 @@ class Owner(BaseModel):
             raise ValueError("delta needs epsilon too: it is the other half of that budget")
         if self.revision is not None and (self.model is None or is_folder(self.model)):
             raise ValueError("revision needs model too, as a name of the hub")
+        if fault := devices.fault(self.device, self.parallel):
+            raise ValueError(fault)
         return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each device by name."""
+        return devices.named(self.device)
 
     @cached_property
     def template(self) -> str | None:
@@ -203,6 +217,7 @@ class Owner(BaseModel):
         refusals.place(self, config.model.name)
         refusals.template(self, config.model.chat_template)
         refusals.targets(config)
+        refusals.shares(self, config)
         if self.epsilon is not None:
             refusals.private(self, config)
 
@@ -283,16 +298,3 @@ def owner_of(node_config: Mapping[str, Any]) -> Owner | None:
 def flat(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """The run's configuration without what `fedlora submit` tells the server alone."""
     return {k: v for k, v in run_config.items() if not k.startswith("submit.")}
-
-
-def _line(error: Any) -> str:
-    known = [name.replace("_", "-") for name in Owner.model_fields]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not error["loc"]:
-        return message
-    key = str(error["loc"][0])
-    if error["type"] != "extra_forbidden":
-        return f"{key} = {error['input']!r}: {message}"
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{key}: no such key{hint} (known: {', '.join(known)})"

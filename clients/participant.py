@@ -8,7 +8,7 @@ import torch
 
 from clients import private
 from clients.account import Account
-from clients.passes import Fit, Fitted, Rate, Talk
+from clients.asked import Fit, Fitted, Rate, Talk
 from clients.store import Missing, Store
 from fedlora import guard, views
 from fedlora.optimizers import Turn

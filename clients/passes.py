@@ -5,67 +5,25 @@ is sent what came of it; its value is its reply. So one that is alone and many t
 run the same lines.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
+from clients import ranks
+from clients.asked import Fit, Fitted, Rate, Talk, told
 from fedlora import evaluation, stacking, training
 from fedlora.adapters.stack import alike
 from fedlora.privacy import stacking as private_stacking
 from fedlora.privacy import training as private_training
-from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.training import Private
 from fedlora.resident import Resident
-from fedlora.stacking import Member
 from fedlora.tasks import Score
-from fedlora.tensors import Tensors
 from fedlora.training import Trained
 from fedlora.wire import Parcel
 
 log = logging.getLogger("fedlora.client")
-
-
-class Noise(NamedTuple):
-    """What makes a round of training private, and the secret that its draws come from."""
-
-    mechanism: Mechanism
-    secret: bytes
-
-    def afresh(self) -> "Noise":
-        """With another secret, for passes that are made again: none is used twice."""
-        return self._replace(secret=hashlib.sha256(b"afresh" + self.secret).digest())
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Train these parts of a client's whole adapter on its rows; answered by a `Fitted`."""
-
-    member: Member
-    parts: set[str]
-    noise: Noise | None = None
-
-
-class Fitted(NamedTuple):
-    """The trained tensors, what may be told of the training, and its seconds, of which clients that
-    shared passes have an equal share each."""
-
-    tensors: Tensors
-    told: Trained | Private
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Score a client's own model on rows of one `split`; answered by a `Score`."""
-
-    member: Member
-    split: str
-
-
-Talk = Generator[Fit | Rate, Any, Parcel]
 
 
 def conclude(
@@ -162,40 +120,55 @@ def _stacked(
 
 def _tried(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score | Exception:
     try:
-        return _alone(resident, request, most)
+        return alone(resident, request, most)
     except Exception as e:
         return e
 
 
-def _alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score:
-    member, config = request.member, resident.config
-    task, adapter = resident.task, resident.adapter
+def alone(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score:
+    member = request.member
     resident.load(member.tensors, member.scale)
+    facts = {"do": "pass", **told(request, most)}
+    with ranks.all_do(resident.node.ranks, facts, member.tensors):
+        return made(resident, request, most)
+
+
+def made(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | Score:
+    """The passes over a client that is loaded; of several ranks each makes its own."""
+    member, config = request.member, resident.config
+    task, adapter, shared = resident.task, resident.adapter, resident.node.ranks
     if isinstance(request, Rate):
-        return evaluation.evaluate(task, adapter.model, member.encoded, most, resident.hides)
+        return evaluation.evaluate(
+            task, adapter.model, member.encoded, most, resident.hides, shared
+        )
     started = monotonic()
-    told: Trained | Private
+    settings = config.train
+    if request.steps:
+        settings = settings.model_copy(update={"steps": request.steps})
+    done: Trained | Private
     if request.noise:
-        told = private_training.train(
+        done = private_training.train(
             task,
             adapter,
             request.parts,
             member.encoded,
-            config.train,
+            settings,
             config.privacy,
             *request.noise,
             turn=member.turn,
             steady=resident.hides,
+            ranks=shared,
         )
     else:
-        told = training.train(
+        done = training.train(
             task,
             adapter,
             request.parts,
             member.encoded,
-            config.train,
+            settings,
             member.seed,
             most,
             member.turn,
+            shared,
         )
-    return Fitted(adapter.read(request.parts), told, monotonic() - started)
+    return Fitted(adapter.read(request.parts), done, monotonic() - started)

@@ -11,7 +11,7 @@ it is paid for from its owner's account too, which holds over all runs.
 from collections.abc import Generator, Sequence
 
 from clients.account import LEDGERS, Account
-from clients.passes import Fit, Fitted, Noise
+from clients.asked import Fit, Fitted, Noise
 from clients.store import Store
 from fedlora.config import Config
 from fedlora.config.privacy import LARGEST_NOISE

@@ -1,11 +1,13 @@
 """What a client says before round 1: who it is, and, if a user opted in, its gradients."""
 
 import logging
+from contextlib import nullcontext
 
 from flwr.app import Context
 
 import fedlora
 from clients.channel import state_dir
+from clients.ranks import all_do
 from clients.secret import proof
 from fedlora import estimate
 from fedlora.agreement import differences
@@ -53,10 +55,14 @@ def gradients(resident: Resident, client: str, parcel: Parcel) -> Parcel:
     if resident.strategy.model_dump().get("init") not in ("clients", "sketch"):
         raise UserError("this run's configuration does not allow gradients to leave a client")
     modules, rows, stage = asked_for(resident, parcel)
+    ranks = resident.node.ranks
     reply = answer("ok")
     shapes = {m: resident.adapter.shapes[m] for m in modules}
     for group in estimate.groups(shapes, estimate.room(resident)):
-        grads = estimate.summed(resident, "train", client, group, rows, parcel.tensors)
+        order = {"do": "sum", "modules": group, "rows": rows}
+        # One rank alone can, where it has the whole base.
+        with all_do(ranks, order, parcel.tensors) if ranks.sharded else nullcontext():
+            grads = estimate.summed(resident, "train", client, group, rows, parcel.tensors)
         for module in group:
             g = grads.pop(module).cpu()
             if stage == "range":

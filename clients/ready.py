@@ -58,8 +58,11 @@ def _resident(owner: Owner, kind: Kind) -> Resident:
         "privacy.epsilon": owner.epsilon,
         "strategy.name": owner.methods[0] if owner.methods else "fedex",
     }
+    device = owner.devices[0]
+    if owner.parallel == "fsdp":  # no device has room for the whole model, the host has
+        device, run["model.dtype"] = "cpu", "bf16"
     config, strategy = owner.resolve(run)
-    node = Node(owner.data or "", owner.client or "", owner.device)
+    node = Node(owner.data or "", owner.client or "", device)
     return Resident(owner.applied(config), strategy, node)
 
 

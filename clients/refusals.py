@@ -5,8 +5,10 @@ fails the answer. So a template is never the run's, and under a budget neither a
 """
 
 import hashlib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedlora.errors import UserError
 
@@ -117,6 +119,12 @@ def _files(owner: "Owner", config: "Config") -> None:
         )
 
 
+def shares(owner: "Owner", config: "Config") -> None:
+    """Raises Refused where a base in this format cannot be shared out to the node's devices."""
+    if owner.parallel == "fsdp" and config.model.quantize == "8bit":
+        raise refused("parallel", "bases that can be cut into shares", "model.quantize = 8bit")
+
+
 def text(template: Path) -> str:
     """What is in a chat template's file. Raises UserError where it cannot be read."""
     try:
@@ -133,3 +141,16 @@ def is_folder(model: str) -> bool:
 def _plain(part: str) -> bool:
     """Whether it can be half of a hub name, and no step of a path."""
     return part[:1].isalnum() and all(c.isalnum() or c in "._-" for c in part)
+
+
+def line(error: Any, known: Sequence[str]) -> str:
+    """What pydantic finds wrong with a setting, in words; `known` are all there are."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    key = str(error["loc"][0])
+    if error["type"] != "extra_forbidden":
+        return f"{key} = {error['input']!r}: {message}"
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{key}: no such key{hint} (known: {', '.join(known)})"

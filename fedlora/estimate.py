@@ -37,7 +37,10 @@ def summed(
     encoded = resident.encoded(client, split)
     draw = stream(resident.config.run.seed, "gradient", client)
     order = torch.randperm(len(encoded), generator=draw)[:rows].tolist()
-    costs = pieces.costs(adapter.model.device, _most(resident, modules, encoded))
+    most, ranks = _most(resident, modules, encoded), resident.node.ranks
+    if ranks.sharded:  # all are here, and are to make as many passes
+        most = ranks.least(most)
+    costs = pieces.costs(adapter.model.device, most)
     cut = pieces.cut([encoded.length(i) for i in order], costs)
     batches = (task.batch(encoded, [order[i] for i in piece]) for piece in cut)
     return gradients(adapter, modules, batches, task.losses)

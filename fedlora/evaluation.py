@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlora import pieces, profile
+from fedlora import parallel, pieces, profile
+from fedlora.parallel import Ranks
 from fedlora.privacy.steady import passes as alone
 from fedlora.tasks import Score, Task
 
 
 def evaluate(
-    task: Task, model: Any, encoded: Any, most: int | None = None, steady: bool = False
+    task: Task,
+    model: Any,
+    encoded: Any,
+    most: int | None = None,
+    steady: bool = False,
+    ranks: Ranks = parallel.ALONE,
 ) -> Score:
     """The model on all rows; its training mode is afterwards what it was.
 
@@ -22,12 +28,14 @@ def evaluate(
         most: padded tokens that memory has room for in one pass; None: any number.
         steady: whether what is found of a row may depend on that row alone to the bit, see
             `fedlora.privacy.steady`.
+        ranks: among which the rows are shared out; all evaluate at once, and find the same.
     """
-    return total(sums(task, model, encoded, most, steady), len(encoded))
+    found = sums(task, model, encoded, most, steady, ranks=ranks)
+    return total(found, len(encoded), ranks)
 
 
 @profile.timed("evaluate")
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave a sharded base tensors that nothing can train on
 def sums(
     task: Task,
     model: Any,
@@ -35,14 +43,15 @@ def sums(
     most: int | None = None,
     steady: bool = False,
     share: slice = slice(None),
+    ranks: Ranks = parallel.ALONE,
 ) -> Tensor:
     """What each pass of `evaluate` adds to the sums of `score`, (p, 3) float64 on the CPU; of
     the passes that are this `share` of all."""
     rows, costs = range(len(encoded)), pieces.costs(model.device, most)
     if steady:
-        passes = list(alone(encoded, rows, task.max_length, model.device))
+        passes = alone(encoded, rows, task.max_length, model.device, ranks)
     else:
-        passes = [(p, len(p)) for p in pieces.cut([encoded.length(i) for i in rows], costs)]
+        passes = ranks.cut([encoded.length(i) for i in rows], costs)
     found = [torch.zeros(0, 3, dtype=torch.float64, device=model.device)]
     with evaluating(model):
         for piece, count in passes[share]:
@@ -52,13 +61,13 @@ def sums(
     return torch.cat(found).cpu()  # read once, at the end
 
 
-def total(sums: Tensor, rows: int) -> Score:
+def total(sums: Tensor, rows: int, ranks: Ranks = parallel.ALONE) -> Score:
     """The score of so many rows whose passes, in their order, add `sums` (p, 3): one after another,
     so that it is the same to the bit whoever made which pass."""
     added = torch.zeros(3, dtype=torch.float64)
     for one in sums:
         added += one
-    return score(added, rows)
+    return score(ranks.sum([added])[0], rows)
 
 
 def weighed(found: Sequence[Tensor], counts: Tensor) -> Tensor:

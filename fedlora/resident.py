@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedlora.device import prepare, settled
 from fedlora.errors import MethodError, UserError
 from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
+from fedlora.parallel import ALONE, Ranks
 from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
 from fedlora.tasks import table, usable
@@ -34,11 +36,13 @@ log = logging.getLogger("fedlora.client")
 @dataclass(frozen=True)
 class Node:
     """What a node has of its own: rows (`data` as `own` takes it, "": those that the configuration
-    names) of one client, and where its model is."""
+    names) of one client, where its model is, and the rank of this process among those that train
+    it together."""
 
     data: str = ""
     client: str = ""
     device: str | None = None  # by default the simulation's
+    ranks: Ranks = ALONE
 
 
 class Resident:
@@ -51,6 +55,8 @@ class Resident:
         self.strategy = strategy
         self.encoded = lru_cache(maxsize=512)(self._encoded)
         self._folder: Path | None = None
+        # Inside it the other ranks of `node.ranks` find this property too, by the model.
+        self.together: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
 
     @property
     def hides(self) -> bool:
@@ -77,6 +83,14 @@ class Resident:
     @cached_property
     @profile.timed("load")
     def adapter(self) -> Adapter:
+        with self.together("adapter"):
+            with self.node.ranks.by_turns():
+                adapter = self._made()
+            if self.hides:
+                usable.rehearse(self.task, adapter.model)
+            return adapter
+
+    def _made(self) -> Adapter:
         seed = self.config.run.seed
         model = self.task.model(seed)
         adapter = Adapter(model, self.config.adapter, seed)
@@ -90,15 +104,21 @@ class Resident:
             )
         if self.config.privacy.engine == "hooks" and (why := unsupported(adapter)):
             raise UserError(f"privacy.engine = hooks: {why}. Set privacy.engine = stacked")
-        device = self.config.simulation.device
+        self._place(adapter)
+        return adapter
+
+    def _place(self, adapter: Adapter) -> None:
+        """Onto this process's device once all is drawn, so from the same numbers."""
+        device, ranks = self.config.simulation.device, self.node.ranks
         try:
-            adapter.model.to(device)  # once all is drawn, so from the same numbers
+            if ranks.sharded:
+                from fedlora.adapters.sharded import shard  # takes a while to import
+
+                shard(adapter, device, ranks.size)
+            adapter.model.to(device)
         except (AssertionError, RuntimeError) as e:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(f"device = {device} cannot be used: {reason}") from None
-        if self.hides:
-            usable.rehearse(self.task, adapter.model)
-        return adapter
 
     @cached_property
     def most(self) -> int | None:
@@ -107,6 +127,10 @@ class Resident:
         memory = self.config.simulation.memory
         if memory is None:
             return None
+        with self.together("most"):
+            return self.node.ranks.least(self._room(memory))
+
+    def _room(self, memory: float) -> int:
         rows = self.encoded(self.federation.clients[0], "train")
         private = self.config.privacy.local
         each = token_bytes(self.task, self.adapter, rows, private)

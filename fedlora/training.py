@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlora import config, optimizers, pieces, profile
+from fedlora import config, optimizers, parallel, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.optimizers import ALONE, Turn
+from fedlora.parallel import Ranks
 from fedlora.streams import forked, stream
 from fedlora.tasks import Task
 from fedlora.tensors import select
@@ -34,12 +35,14 @@ def train(
     seed: tuple[Any, ...],
     most: int | None = None,
     turn: Turn = ALONE,
+    ranks: Ranks = parallel.ALONE,
 ) -> Trained:
     """Train the parts in place on a client's rows, with a fresh optimizer.
 
     Args:
         seed: the run's seed, then the path of this stream; it orders rows and draws dropout.
         most: padded tokens that memory has room for in one pass; None: any number.
+        ranks: among which each step's rows are shared out; all train at once, and end alike.
     """
     model, parameters = adapter.model, adapter.trainable(parts)
     updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
@@ -47,24 +50,26 @@ def train(
     steps = 0
     costs = pieces.costs(total.device, most, settings.micro_batch)
     model.train()
-    with forked(*seed, "dropout"):
+    with forked(*seed, "dropout", *ranks.path):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):
             updater.zero_grad(set_to_none=True)
             share = shares(task, encoded, indices)
-            for part in pieces.cut([encoded.length(i) for i in indices], costs):
+            for part, count in ranks.cut([encoded.length(i) for i in indices], costs):
                 with profile.span("forward and backward"):
                     batch = task.batch(encoded, [indices[i] for i in part])
                     own = share[part].to(total, non_blocking=True)
-                    loss = (task.losses(model, batch) * own).sum()
+                    loss = (task.losses(model, batch) * own)[:count].sum()
                     loss.backward()
                 total += loss.detach()
             with profile.span("optimizer"):
+                ranks.sum_gradients(parameters)
                 if settings.clip is not None:
                     nn.utils.clip_grad_norm_(parameters, settings.clip)
                 updater.step()
             steps += 1
             rows += len(indices)
     model.eval()
+    (total,) = ranks.sum([total])
     return Trained(float(total) / steps if steps else math.nan, steps, rows)
 
 

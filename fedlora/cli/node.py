@@ -20,8 +20,8 @@ NodeConfig = Annotated[
     typer.Option(
         metavar="'key=value …'|FILE.toml",
         help="The owner's settings, text in quotes: client, data, text, label, prompt, context, "
-        "response, rank, device, threads, state-dir, model, revision, chat-template, methods, "
-        "max-rounds, max-steps, max-payload, epsilon, idle.",
+        "response, rank, device, parallel, threads, state-dir, model, revision, chat-template, "
+        "methods, max-rounds, max-steps, max-payload, epsilon, idle.",
     ),
 ]
 Certificates = Annotated[

@@ -6,7 +6,7 @@ But whoever chooses the adapter can make a model that turns last bits into other
 one row moves the whole sum, and clipping each row bounds nothing. So over an owner's rows a pass
 has rows of one width, and always as many: in the place of those that it lacks others are there
 twice. Rows that fill their width have passes of their own, since a mask without zeros is no mask to
-Transformers.
+Transformers. Where ranks share rows out, a row's is found from its number alone.
 
 Not covered: models that send tokens of all rows through the same expert, whose shapes are not ours.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fedlora.parallel import ALONE, Pass, Ranks
 from fedlora.pieces import padded
 
 # Rows of a pass: more would mostly be there twice, fewer leave a device idle.
@@ -23,13 +24,24 @@ CORE, GPU = 2, 16
 
 
 def passes(
-    encoded: Any, indices: Sequence[int], most: int, device: torch.device
-) -> Iterator[tuple[list[int], int]]:
-    """(rows, how many of them count) of each pass over these rows; the first ones count.
+    encoded: Any,
+    indices: Sequence[int],
+    most: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> list[Pass]:
+    """This rank's passes over its part of these rows.
 
     Args:
         most: the width beyond which no row is padded.
     """
+    hands = ranks.by_number(indices)
+    return ranks.even([[*_passes(encoded, hand, most, device)] for hand in hands])
+
+
+def _passes(
+    encoded: Any, indices: Sequence[int], most: int, device: torch.device
+) -> Iterator[Pass]:
     size = CORE if device.type == "cpu" else GPU
     alike: dict[tuple[int, bool], list[int]] = {}
     for i in indices:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config, pieces, profile
+from fedlora import config, parallel, pieces, profile
 from fedlora.adapters import Adapter
 from fedlora.config.privacy import Privacy
 from fedlora.optimizers import ALONE, Turn
+from fedlora.parallel import Ranks
 from fedlora.privacy import norms
 from fedlora.privacy.accounting import Mechanism
 from fedlora.privacy.engines import per_example
@@ -51,6 +52,7 @@ class Updates:
         privacy: Privacy,
         mechanism: Mechanism,
         secret: bytes,
+        ranks: Ranks = parallel.ALONE,
     ) -> None:
         """
         Args:
@@ -58,11 +60,12 @@ class Updates:
             rows: n, of this client.
             mechanism: σ (zero: none), q and δ.
             secret: what every draw comes from: samples, noise, dropout. Used for this alone.
+            ranks: among which a step's rows are shared out.
         """
         from fedlora.privacy.optimizer import Optimizer  # here, as Opacus takes seconds to import
 
         self.parameters: list[Any] = [p for g in updater.param_groups for p in g["params"]]
-        self._privacy, self._secret = privacy, secret
+        self._privacy, self._secret, self._ranks = privacy, secret, ranks
         self._sigma, self._q = mechanism.noise_multiplier, mechanism.sample_rate
         self._rows, self._steps = rows, settings.steps_a_round(rows)
         self._expected = self._q * rows
@@ -73,6 +76,7 @@ class Updates:
             max_grad_norm=privacy.clip,
             expected_batch_size=self._expected,
             secret=secret,
+            ranks=self._ranks,
         )
         self._counts = torch.zeros(len(norms.EDGES) + 1, device=self.parameters[0].device)
 
@@ -106,7 +110,8 @@ class Updates:
         if not self._privacy.statistics:
             return Private(None, None)
         draws = normals(self._counts.shape, self._secret, "histogram")
-        counts = norms.noised(self._counts.cpu(), self._sigma, self._steps, draws)
+        (counts,) = self._ranks.sum([self._counts])
+        counts = norms.noised(counts.cpu(), self._sigma, self._steps, draws)
         clipped = norms.share_clipped(counts, self._expected * self._steps)
         return Private(clipped, norms.median(counts, self._privacy.clip))
 
@@ -122,6 +127,7 @@ def train(
     secret: bytes,
     turn: Turn = ALONE,
     steady: bool = False,
+    ranks: Ranks = parallel.ALONE,
 ) -> Private:
     """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`.
 
@@ -131,17 +137,17 @@ def train(
     """
     adapter.trainable(parts)
     updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
-    updates = Updates(updater, len(encoded), settings, privacy, mechanism, secret)
+    updates = Updates(updater, len(encoded), settings, privacy, mechanism, secret, ranks)
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
     device = adapter.model.device
     costs = pieces.costs(device, rows=privacy.physical_batch)
-    with forked(int.from_bytes(secret), "dropout"), engine as gradients:
+    with forked(int.from_bytes(secret), "dropout", *ranks.path), engine as gradients:
         while (drawn := updates.draw()) is not None:
             if steady:
-                cut = list(passes(encoded, drawn, task.max_length, device))
+                cut = passes(encoded, drawn, task.max_length, device, ranks)
             else:
-                cut = _pieces(encoded, drawn, costs)
+                cut = _passes(encoded, drawn, costs, ranks)
             for i, (piece, count) in enumerate(cut, 1):
                 with profile.span("forward and backward"):
                     losses = partial(task.losses, adapter.model, task.batch(encoded, piece))
@@ -155,10 +161,12 @@ def train(
     return updates.told()
 
 
-def _pieces(encoded: Any, drawn: Sequence[int], costs: pieces.Costs) -> list[tuple[list[int], int]]:
-    """A step's rows in passes of like length, and how many of each count: all."""
-    cut = pieces.cut([encoded.length(i) for i in drawn], costs)
-    return [([drawn[i] for i in piece], len(piece)) for piece in cut]
+def _passes(
+    encoded: Any, drawn: Sequence[int], costs: pieces.Costs, ranks: Ranks
+) -> list[parallel.Pass]:
+    """This rank's passes over a step's rows."""
+    cut = ranks.cut([encoded.length(i) for i in drawn], costs)
+    return [([drawn[i] for i in piece], count) for piece, count in cut]
 
 
 def _finite_norms(samples: Sequence[Tensor]) -> Tensor:

@@ -94,6 +94,7 @@ def test_a_node_that_is_ready(checked: Callable[..., dict[str, Line]], tmp_path:
     [
         ({"rank": -1}, "owner's settings", "rank = -1"),
         ({"device": "cuda:99"}, "device", "cuda:99 cannot be used"),
+        ({"device": "cuda:0,99"}, "device", "there is no cuda:99"),
         ({"data": "/nowhere.csv"}, "data", "there is no file /nowhere.csv"),
         ({"text": "words"}, "data", "no column 'words'"),
         ({"max_steps": 3}, "run is allowed", "max-steps"),

@@ -21,7 +21,8 @@ FULL: dict[str, Any] = {
     "context": "see",
     "response": "say",
     "rank": 4,
-    "device": "cuda:1",
+    "device": "cuda:0,2",
+    "parallel": "fsdp",
     "threads": 2,
     "state-dir": "/state",
     "model": "owner/mini",
@@ -54,6 +55,7 @@ def test_every_setting_is_read() -> None:
     read = Owner.read(FULL)
     assert (read.client, read.state_dir, read.rank) == ("north", Path("/state"), 4)
     assert (read.methods, read.max_payload, read.epsilon) == (("fedit", "mine:Mine"), 1.5, 3.0)
+    assert (read.devices, owner().devices) == (("cuda:0", "cuda:2"), ("cpu",))
     assert {k.replace("_", "-") for k in Owner.model_fields} == FULL.keys()
 
 
@@ -74,6 +76,10 @@ def test_a_number_may_be_a_clients_id() -> None:
         ({"rank": -1}, "rank = -1: "),
         ({"idle": 0}, "idle = 0: "),
         ({"device": "gpu"}, "device = 'gpu': "),
+        ({"device": "cpu,cuda:0"}, "device = 'cpu,cuda:0': "),
+        ({"device": "cuda:0,1,0"}, "cuda:0,1,0 has one of them twice"),
+        ({"parallel": "tensor"}, "parallel = 'tensor': "),
+        ({"device": "cuda:1", "parallel": "fsdp"}, "parallel = fsdp needs several devices"),
         ({"client": " "}, "client = ' ': "),
         ({"methods": " ,"}, "methods = ' ,': name at least one"),
         ({"client": "a", "data": "x.csv", "epsilon": 0}, "epsilon = 0: "),
@@ -112,6 +118,7 @@ def test_the_settings_are_read_without_torch() -> None:
 
 MINE = {"client": "a", "data": "/data/rows.csv"}
 PRIVATE = {**MINE, "epsilon": 3.0}
+SHARES = {"device": "cuda:0,1", "parallel": "fsdp"}
 LABELS = {"data.labels": '["bad", "good"]'}
 
 
@@ -126,6 +133,8 @@ LABELS = {"data.labels": '["bad", "good"]'}
         ({}, {"model.name": "prajjwal1/bert-tiny"}),
         ({}, {"run.rounds": 1000, "train.steps": 10000}),
         ({"model": "/mine"}, {"model.name": "/theirs"}),
+        (SHARES, {"model.quantize": "4bit"}),
+        ({**SHARES, "parallel": "ddp"}, {"model.quantize": "8bit"}),
         (MINE, {"data.name": "/theirs"}),
         ({**MINE, "label": "mood"}, {"data.label": "diagnosis"}),
         ({"methods": "fedsb"}, {"strategy.name": "fedsb", "strategy.init": "clients"}),
@@ -144,6 +153,7 @@ def test_an_ordinary_run_is_allowed(given: dict[str, Any], asked: dict[str, Any]
     [
         ({}, {"run.rounds": 1001}, "allows 1000 rounds; the run asks for 1001"),
         ({}, {"run.rounds": "1001"}, "1000 rounds"),
+        (SHARES, {"model.quantize": "8bit"}, "the run asks for model.quantize = 8bit"),
         ({}, {"run": '{"rounds": 1001}'}, "1000 rounds"),
         ({}, {"train.steps": 10001}, "allows 10000 steps"),
         ({}, {"strategy.name": "os:path"}, "strategy.name = os:path"),

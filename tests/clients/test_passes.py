@@ -11,7 +11,8 @@ import torch
 
 import strategies
 from clients import passes
-from clients.passes import Fit, Noise, Rate, Talk, conclude
+from clients.asked import Fit, Noise, Rate, Talk
+from clients.passes import conclude
 from fedlora import settings
 from fedlora.optimizers import Turn
 from fedlora.orders import answer

@@ -75,7 +75,7 @@ def test_one_longer_row_moves_the_sum_by_its_own_part(
 ) -> None:
     """The same rows but for the length of one: at most 2 C apart, as a row in place of another.
     All in one pass, padded to the longest, they are further: else this would show nothing."""
-    monkeypatch.setattr(training, "_pieces", lambda _, drawn, costs: [(drawn, len(drawn))])
+    monkeypatch.setattr(training, "_passes", lambda _, drawn, *__: [(drawn, len(drawn))])
     assert resident(still, tmp_path / "x", True).hides
     worst = 0.0
     for seed in range(3):

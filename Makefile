@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo demo-llm docs test test-slow test-faults test-track test-compose bench gpu-check \
+.PHONY: setup demo demo-llm docs test test-slow test-faults test-track test-compose bench bench-large gpu-check \
   lint clean
 
 setup: $(STAMP)
@@ -87,6 +87,11 @@ $(RAY): $(STAMP)
 
 bench: setup $(RAY)
 	$(BIN)/python -m simulations.benchmarks
+
+# The server of a large model's federation, measured apart; `make bench` puts its report into
+# RESULTS.md with the others.
+bench-large: setup
+	$(BIN)/python -m simulations.benchmarks.large --json simulations/benchmarks/large.json
 
 # What only a GPU shows, in eight minutes at most on one card; PYTHON there is the one with its torch.
 gpu-check:

@@ -230,7 +230,8 @@ def placed(
     result = called(strategy, "place", update, state, round)
     found = _known(strategy, "place", result, state)
     if start is None or clip is None:
-        return finite(strategy, "place", found, update.tensors)
+        came = update.tensors if isinstance(update.tensors, dict) else None
+        return finite(strategy, "place", found, came)
     if odd := sorted(found.keys() - start.keys()):
         raise MethodError(
             f"{_where(strategy, 'place')} returned {', '.join(odd[:4])}, which clients do not send "

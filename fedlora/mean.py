@@ -26,7 +26,7 @@ class Mean:
         shapes."""
         self.total += weight
         if not self._mean:
-            self._mean = _copied({**tensors})
+            self._mean = _copied(tensors)
             return
         if tensors.keys() != self._mean.keys():
             odd = sorted(tensors.keys() ^ self._mean.keys())
@@ -40,15 +40,16 @@ class Mean:
         return dict(self._mean)
 
 
-def _copied(tensors: Tensors) -> Tensors:
+def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors in fp32 and memory of their own.
 
     On the CPU that is one block, and numpy's, which asks for large pages: to page in hundreds of MB
     in small ones costs as much as adding half a dozen updates.
     """
-    if any(t.device.type != "cpu" for t in tensors.values()):
+    about = [(t.device.type, t.numel()) for t in tensors.values()]  # of which one is read at a time
+    if any(kind != "cpu" for kind, _ in about):
         return {k: t.to(torch.float32, copy=True) for k, t in tensors.items()}
-    sizes = [t.numel() for t in tensors.values()]
+    sizes = [size for _, size in about]
     block = torch.from_numpy(np.empty(sum(sizes), np.float32)).split(sizes)
     return {
         k: piece.view(t.shape).copy_(t)

@@ -93,7 +93,7 @@ class Inbox:
         """What changes in the state, once every client was accepted or refused."""
         strategy, state, round = self._strategy, self._state, self._round
         if is_linear(strategy):
-            return {**guard.finite(strategy, "place", self._mean.result())}
+            return guard.changes(strategy, "place", self._mean.result(), state)
         result = guard.called(strategy, "aggregate", state, self._updates(), round)
         return guard.changes(strategy, "aggregate", result, state)
 
@@ -103,10 +103,11 @@ class Inbox:
         return {id: a.share / total for id, a in self.arrivals.items()}
 
     def clear(self) -> None:
-        """Remove the files, once the state has taken them in."""
+        """Remove the files, once the state has taken them in, and let go of the state that was."""
         for arrival in self.arrivals.values():
             if arrival.path:
                 arrival.path.unlink()
+        self._state, self._sent, self._mean = {}, {}, Mean()
 
     def _fold(self) -> None:
         """Fold in those whose turn has come while they waited."""
@@ -116,14 +117,16 @@ class Inbox:
             if (id := self._turns.pop(0)) in self._out:
                 continue
             arrival = self.arrivals[id]
-            waited = self._waiting(arrival, arrival.share)
-            self._add(replace(waited, tensors={**waited.tensors}))
+            self._add(self._waiting(arrival, arrival.share))
             del self._sent[id]
             if arrival.path and not self._keep:
                 arrival.path.unlink()
                 self.arrivals[id] = replace(arrival, path=None)
 
     def _add(self, update: Update) -> None:
+        if type(self._strategy).place is Strategy.place and self._start is None:
+            self._mean.add(update.tensors, update.weight)  # as it was screened
+            return
         placed = guard.placed(
             self._strategy, update, self._state, self._round, self._start, self._clip
         )

@@ -91,7 +91,7 @@ class Phase:
         orders, are waited for as they are asked for, so that the server can work in between."""
         deadline, discreet = self.config.run.deadline, self.config.privacy.central
         exchange = Exchange(self.grid, deadline, discreet)
-        self._state, self._round = state, round
+        self._state, self._round, self.sent = state, round, {}
         self.shared.begin(state, round)
 
         def make(client: str) -> Message:

@@ -35,7 +35,7 @@ def peaks(config: Config, device: str, sizes: Sequence[int]) -> dict[tuple[str, 
     spawn = multiprocessing.get_context("spawn")
     found: dict[tuple[str, int], float] = {}
     with (
-        _environment(GLIBC),
+        environment(GLIBC),
         ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool,
     ):
         for name in CONTENDERS:
@@ -46,7 +46,7 @@ def peaks(config: Config, device: str, sizes: Sequence[int]) -> dict[tuple[str, 
 
 
 @contextmanager
-def _environment(given: dict[str, str]) -> Iterator[None]:
+def environment(given: dict[str, str]) -> Iterator[None]:
     """For processes started inside the block."""
     before = dict(os.environ)
     os.environ.update(given)
@@ -74,14 +74,14 @@ def _peaks(name: str, config: Config, device: str, rising: Sequence[int]) -> lis
 
 
 def _now(device: str) -> float:
-    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+    return torch.cuda.memory_allocated() if device == "cuda" else status("VmRSS")
 
 
 def _most(device: str) -> float:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
 
 
-def _status(key: str) -> float:
+def status(key: str) -> float:
     """Bytes, of a line such as `VmRSS:   1234 kB`."""
     lines = STATUS.read_text().splitlines()
     (found,) = (line.split()[1] for line in lines if line.startswith(f"{key}:"))

@@ -32,7 +32,7 @@ class Trial(NamedTuple):
 def in_a_process(layer: Layer, device: str) -> dict[Key, Trial]:
     """All trials of a layer, in a process that is new."""
     spawn = multiprocessing.get_context("spawn")
-    with memory._environment(memory.GLIBC), ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with memory.environment(memory.GLIBC), ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(trials, layer, device).result()
 
 

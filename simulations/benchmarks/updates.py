@@ -167,7 +167,7 @@ def peak(name: str, sizes: Shapes, order: Sequence[int], folder: Path) -> float 
     write(folder / "large", sizes, FILES)
     write(folder / "small", SMALL, FILES)
     spawn = multiprocessing.get_context("spawn")
-    with memory._environment(memory.GLIBC), ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with memory.environment(memory.GLIBC), ProcessPoolExecutor(1, mp_context=spawn) as pool:
         taken = pool.submit(_peak, name, sizes, order, folder).result()
     return taken / sum(4 * m * n for m, n in sizes.values())
 

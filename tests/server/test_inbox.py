@@ -140,6 +140,23 @@ def test_a_list_of_updates_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     assert most[1] < 1.1 * 4 * size * 10 * 2
 
 
+def test_updates_that_waited_are_folded_a_tensor_at_a_time(tmp_path: Path) -> None:
+    """Beside the mean one tensor is in memory, whatever came before its turn."""
+    clients, size = [str(i) for i in range(4)], 100_000
+    state = {f"layer.{i}.A": torch.zeros(size) for i in range(10)}
+    box = Inbox(FedIT(), state, Round(1), clients, tmp_path, False)
+    tracemalloc.start()
+    try:
+        for id in reversed(clients):
+            tensors = {k: torch.randn(size, generator=stream(0, id, k)) for k in state}
+            box.accept(Client(id, 2, 1.0), tensors, state, 1.0, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * 4 * size * len(state)
+    torch.testing.assert_close(box.changes()["layer.3.A"], mean_of(clients, "layer.3.A", size))
+
+
 def mean_of(clients: list[str], name: str, size: int) -> torch.Tensor:
     return sum(torch.randn(size, generator=stream(0, id, name)) for id in clients) / len(clients)
 

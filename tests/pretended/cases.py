@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from fedlora import cli, pictures
 from fedlora.tensors import Tensors, largest, modules
+from simulations.benchmarks import gpu
 from tests import federation
 from tests.fedlora.tasks import talk
 from tests.pretended import rules, steps
@@ -57,6 +58,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Told]]]:
         yield f"step {name}", partial(steps.watched_steps, name)
     yield "boundary", steps.boundary
     yield "passes", steps.watched_passes
+    yield "gpu", benchmark
     yield "refused", rules.refused
     yield "counted", rules.counted
     yield "forks", rules.forks
@@ -74,6 +76,14 @@ def ran(name: str, settings: list[str]) -> Told:
         rows = map(json.loads, Path(f"runs/{run}/metrics.jsonl").read_text().splitlines())
         *_, where["row"] = (row for row in rows if row["kind"] == "round")
     return told | {"apart": apart(*(_state(run) for run in (name, other)))}
+
+
+def benchmark() -> Told:
+    """What the script for a real GPU reports of its passes."""
+    asked = ["--shape", "tiny", "--repeats", "1", "--parts", "speed"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = gpu.main(["--device", DEVICE, *asked, "--json", "gpu.json"])
+    return {"code": code, "report": json.loads(Path("gpu.json").read_text())}
 
 
 def apart(one: Tensors, other: Tensors) -> float:

@@ -21,6 +21,7 @@ USUAL = [
 BERT = ["model.name=bert/model", "model.task=classification", "data.name=bert/rows.jsonl"]
 ANSWERS = ["generate.rows=2", "generate.max_new_tokens=3"]
 PRIVATE = ["strategy.name=fedit", "privacy.epsilon=8", "privacy.insecure_seed=1"]
+MORE = ["data.packing=true", "train.proximal=0.1"]
 ALONE = "simulation.copies=1"  # clients that share passes otherwise
 
 # Each is made on the CPU too.
@@ -30,18 +31,16 @@ RUNS = {
     "bf16": ["strategy.name=fedsa", "model.dtype=bf16", "model.gradient_checkpointing=true"],
     "private": PRIVATE,
     "private-alone": [*PRIVATE, ALONE],
-    "hooks": [*PRIVATE, "privacy.engine=hooks"],
     "central": [*PRIVATE, "privacy.mode=central", "privacy.epsilon=20"],
     "fedsb": ["strategy.name=fedsb"],
     "xs": ["strategy.name=fedsb", "strategy.init=xs"],
     "sketch": ["strategy.name=fedsb", "strategy.init=sketch"],
-    "pissa": ["strategy.name=fedit", "adapter.init=pissa", "train.optimizer=lora-fa"],
-    "packed": ["strategy.name=fedit", "data.packing=true", "train.proximal=0.1"],
+    "pissa": ["strategy.name=fedit", "adapter.init=pissa", "train.optimizer=lora-fa", *MORE],
     "dropout": ["strategy.name=fedit", "adapter.dropout=0.3", ALONE],
     "dora": ["strategy.name=fedit", "adapter.dora=true", "train.optimizer=lora-plus"],
     "vera": ["strategy.name=fedit", "adapter.kind=vera"],
     "bert": ["strategy.name=fedex", *BERT],
-    "bert-hooks": [*PRIVATE, "privacy.engine=hooks", *BERT],
+    "hooks": [*PRIVATE, "privacy.engine=hooks", *BERT],
 }
 # Commands on what runs left.
 AFTER = {

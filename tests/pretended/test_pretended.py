@@ -102,6 +102,13 @@ def test_the_base_computes_in_its_format(told: dict[str, Any]) -> None:
     assert found and {line.split()[-1] for line in found} == {"float32"}
 
 
+def test_the_script_for_a_gpu_runs_there(told: dict[str, Any]) -> None:
+    """Every way to train is measured."""
+    assert told["gpu"].get("code") == 0, told["gpu"]
+    (speed,) = told["gpu"]["report"]["tables"]
+    assert len(speed["rows"]) == 5
+
+
 def test_it_refuses_what_cuda_refuses(told: dict[str, Any]) -> None:
     """Else a run there would show nothing."""
     assert all(told["refused"].values()), told["refused"]

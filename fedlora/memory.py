@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from fedlora import config as settings
 from fedlora import pieces
 from fedlora.adapters import recipe, targets
+from fedlora.adapters.narrow import narrow
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.device import DTYPES, settled
@@ -120,6 +121,7 @@ def _kept(config: Config, model: PreTrainedModel) -> int:
         adapted: Any = get_peft_model(
             model, recipe.peft_config(model, config.adapter, scale, list(found), 0)
         )
+    narrow(adapted)
     if config.model.gradient_checkpointing:
         recompute(model)
     model.train()

@@ -9,7 +9,8 @@ Shapes, for an adapted layer of m outputs and n inputs at rank r:
     head.<parameter>                          the task's head, whole
 
 Everything that crosses this boundary is fp32 on the CPU; inside, the adapter, the head and the
-residual are fp32 on the model's device, whatever format the frozen base is in.
+residual are fp32 on the model's device, whatever format the frozen base is in, and LoRA's products
+are in that, see `fedlora.adapters.narrow`.
 """
 
 import warnings
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from fedlora import config as settings
 from fedlora.adapters import recipe, targets
 from fedlora.adapters.dense import dense
+from fedlora.adapters.narrow import narrow
 from fedlora.adapters.residual import Residual, attach
 from fedlora.errors import UserError
 from fedlora.shapes import fitting
@@ -62,6 +64,7 @@ class Adapter:
             # PEFT asks for a property under the name it had before.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
             self.model = cast(PeftModel, get_peft_model(model, told))
+        narrow(self.model)
         self.model.to(model.device)  # VeRA's projections start on the CPU
         base = cast(PreTrainedModel, self.model.get_base_model())
         self._layers: dict[str, Any] = {k: base.get_submodule(k) for k in self.shapes}

@@ -1,7 +1,8 @@
 """The frozen residual of a layer: y = layer(x) + x Q^T P^T + x D^T.
 
 P (m, rho), Q (rho, n), D (m, n), each in fp32 whatever the base is in: added to bf16 weights the
-residual would drown. No gradient reaches it; the gradient with respect to x passes through.
+residual would drown. Its products are in the format of x, as the layer's are. No gradient reaches
+it; the gradient with respect to x passes through.
 """
 
 from typing import Any
@@ -30,9 +31,9 @@ class Residual(nn.Module):
         """y (…, m), the layer's output for x (…, n), with the residual added, in y's dtype."""
         out = y
         if self.P is not None and self.Q is not None:
-            out = out + F.linear(F.linear(x.float(), self.Q), self.P)
+            out = out + F.linear(F.linear(x, self.Q.to(x.dtype)), self.P.to(x.dtype))
         if self.D is not None:
-            out = out + F.linear(x.float(), self.D)
+            out = out + F.linear(x, self.D.to(x.dtype))
         return out.to(y.dtype)
 
 

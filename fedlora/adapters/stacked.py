@@ -156,6 +156,7 @@ def _layer(
     own = {
         part: f"{name}.{part}" for part in ("db" if vera else "ABRM") if f"{name}.{part}" in live
     }
+    fp32 = vera or adapter.dora  # else products are in the format of what comes in
     dtype = live[next(iter(own.values()))].dtype
     dropout = (layer.vera_dropout if vera else layer.lora_dropout)[NAME]
     projections = {"U": live["vera.U"][:m], "V": live["vera.V"][:, :n]} if vera else {}
@@ -165,7 +166,7 @@ def _layer(
         return {p: live[k] for p, k in own.items()} | projections | copies
 
     def added(block: int, h: Tensor, y: Tensor) -> Tensor:
-        mine = parts(block)
+        mine = {p: t if fp32 else t.to(h.dtype) for p, t in parts(block).items()}
         if vera:
             return _vera(h, mine)
         scale = layer.scaling[NAME] if rows.scales is None else rows.scales[block]
@@ -178,7 +179,7 @@ def _layer(
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows.check(name, x, "leave it out of adapter.target_modules")
         y: Tensor = layer.base_layer(x, *args, **kwargs)
-        h = dropout(x.to(dtype))
+        h = dropout(x.to(dtype) if fp32 else x)
         each = zip(rows.cut(h), rows.cut(y), strict=True)
         delta = _joined([added(i, *block) for i, block in enumerate(each)], y.shape)
         return (y + delta).to(y.dtype)
@@ -195,7 +196,7 @@ def _joined(blocks: Sequence[Tensor], shape: torch.Size) -> Tensor:
 
 def _lora(h: Tensor, parts: Tensors, scale: float | Tensor) -> Tensor:
     """(K, c, m): s B A h, or s B R A h where there is an R; the scale where it is cheapest."""
-    u = scale * (h @ parts["A"].mT)
+    u = (scale * (h @ parts["A"].mT)).to(h.dtype)
     if "R" in parts:
         u = u @ parts["R"].mT
     return u @ parts["B"].mT

@@ -106,7 +106,7 @@ def _hooks(adapter: Adapter, parameters: list[Any]) -> Iterator[Gradients]:
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             each.sum().backward()
         for p in parameters:
-            p.grad_sample, p.grad = _found(p, rows), None
+            p.grad_sample, p.grad = _found(p, rows).to(p.dtype), None
         return each.detach()
 
     try:

@@ -1,9 +1,11 @@
 """Bases in other formats than fp32 under an adapter that stays fp32."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedlora import export
 from fedlora.adapters import Adapter
@@ -58,6 +60,45 @@ def test_training_differs_by_the_formats_rounding(
     assert 0 < apart(found, truth, first) < BOUNDS[name]
     if name == "4bit":
         assert apart(found, exact, first) > 5 * BOUNDS[name]
+
+
+class Products(TorchDispatchMode):
+    """The formats of the factors of all products of two matrices. Of vectors are positions by
+    frequencies, and the sum of rows' clipped gradients."""
+
+    KINDS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in self.KINDS:
+            one, other = args[-2:]
+            if min(*one.shape[-2:], other.shape[-1]) > 1:
+                self.found |= {one.dtype, other.dtype}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_products_are_in_the_base_s_format_over_fp32_weights(
+    folder: Path, made: dict[str, Adapter], loop: str
+) -> None:
+    """The base's, the adapter's and the residual's, forward and backward, by each loop; what is
+    trained, and each gradient of it, is fp32."""
+    own = made["bf16"]
+    m, n = own.shapes[next(iter(own.shapes))]
+    residual = own.residual(next(iter(own.shapes)))
+    with Products() as products:
+        found = trained(loop, task(folder, dtype="bf16"), own)
+        residual.P, residual.Q = torch.ones(m, 2), torch.ones(2, n)
+        residual(torch.ones(3, n).bfloat16(), torch.ones(3, m).bfloat16())
+    residual.P = residual.Q = None
+    assert products.found == {torch.bfloat16}
+    assert {t.dtype for t in found.values()} == {torch.float32}
+    with Products() as products:
+        trained(loop, task(folder), made["fp32"])
+    assert products.found == {torch.float32}
 
 
 @pytest.mark.parametrize("name", FORMATS)

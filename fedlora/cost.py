@@ -7,6 +7,7 @@ Shapes: an adapted layer has m outputs and n inputs; rank r; K clients in a roun
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from fedlora.pretrained import Pretrained
 from fedlora.rehearsal import Counted, Rehearsal
 from fedlora.strategy import Client, Round, Scaling, Strategy
 from fedlora.streams import stream
-from fedlora.tensors import Tensors, part_of
+from fedlora.tensors import Tensors, module_of, part_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Cost:
     bytes_up: int  # a round's upload
     bytes_down_first: int  # the first download
     bytes_down: int  # a later one, by a client that took part in the round before
+    state: int  # bytes of the first state on the server, memory included
+    growth: int  # bytes by which it grows in the first round
+    shared: bool  # whether all clients are sent the same
     notes: tuple[str, ...] = ()  # which hooks want values, and what was counted in their place
 
 
@@ -48,19 +52,24 @@ def cost(config: Config, strategy: Strategy) -> Cost:
         UserError: the model's configuration cannot be found, or nothing in it can be adapted.
         MethodError: a hook is wrong.
     """
-    rehearsal, clients = _rehearsed(config, strategy)
+    rehearsal, clients, base = _rehearsed(config, strategy)
     found = rehearsal.played(clients, *(_round(config, number) for number in (1, 2)))
 
     def sent(kind: str) -> int:
         tensors = [getattr(one, kind) for one in found]
-        return _mean([_bytes(t, config.run.wire_dtype, strategy.trained) for t in tensors])
+        return _mean([_bytes(t, config.run.wire_dtype, strategy.trained, base) for t in tensors])
 
     return Cost(
-        _by_part(rehearsal.base.initial()),
-        _trained(found),
+        _by_part(base),
+        _trained(found, base),
         sent("up"),
         sent("first"),
         sent("later"),
+        before := _bytes(rehearsal.states[0], torch.float32, set(), base),
+        _bytes(rehearsal.states[1], torch.float32, set(), base) - before,
+        all(
+            one.first[k] is t for one in found for k, t in found[0].first.items() if k in one.first
+        ),
         tuple(rehearsal.notes.values()),
     )
 
@@ -68,37 +77,51 @@ def cost(config: Config, strategy: Strategy) -> Cost:
 def trained_parameters(config: Config, strategy: Strategy) -> int:
     """What a client optimises, head included (a mean over clients where ranks differ): of the
     method's hooks only those that come before training are called. Raises as `cost` does."""
-    rehearsal, clients = _rehearsed(config, strategy)
-    return _trained(rehearsal.started(clients, _round(config, 1))[1])
+    rehearsal, clients, base = _rehearsed(config, strategy)
+    return _trained(rehearsal.started(clients, _round(config, 1))[1], base)
 
 
-def _rehearsed(config: Config, strategy: Strategy) -> tuple[Rehearsal, list[Client]]:
-    base = _Blank(config, skeleton(config.model))
+def _rehearsed(config: Config, strategy: Strategy) -> tuple[Rehearsal, list[Client], "_Blank"]:
+    base = _Blank(config, skeleton(config.model), alike=_built_in(strategy))
     parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
     clients = _clients(config, strategy, base.scaling)
-    return Rehearsal(strategy, base, parts - config.train.freezes), clients
+    return Rehearsal(strategy, base, parts - config.train.freezes), clients, base
+
+
+def _built_in(strategy: Strategy) -> bool:
+    """Whether it is known to do the same with every layer of a shape."""
+    return type(strategy).__module__.startswith("strategies.")
 
 
 def _round(config: Config, number: int) -> Round:
     return Round(number, "train", config.run.seed, config.run.wire_dtype)
 
 
-def _trained(found: Sequence[Counted]) -> int:
-    return _mean([sum(t.numel() for t in one.trained.values()) for one in found])
+def _trained(found: Sequence[Counted], base: "_Blank") -> int:
+    return _mean([sum(_by_name(one.trained, base).values()) for one in found])
 
 
 class _Blank:
-    """A base (see `fedlora.strategy.Base`) whose tensors have no values."""
+    """A base (see `fedlora.strategy.Base`) whose tensors have no values.
+
+    Args:
+        alike: whether one layer stands for all of its shape, which is then counted so many `times`.
+    """
 
     learning_rate = 1.0
 
-    def __init__(self, config: Config, model: PreTrainedModel) -> None:
+    def __init__(self, config: Config, model: PreTrainedModel, alike: bool) -> None:
         assert config.adapter.kind is not None, "the method's kind is resolved before this"
         self.kind, self._adapter = config.adapter.kind, config.adapter
         self.scaling = recipe.scaling(config.adapter)
         self.rank = self.scaling.rank
         self.scale = self.scaling.at(self.rank)
         self.shapes: Mapping[str, tuple[int, int]] = targets.targets(model, config.adapter)
+        self.times = Counter[str]()
+        if alike:
+            first = {shape: name for name, shape in reversed(self.shapes.items())}
+            self.times.update(first[shape] for shape in self.shapes.values())
+            self.shapes = {name: self.shapes[name] for name in first.values()}
         self._head = {
             f"head.{child}.{name}": _empty(*parameter.shape)
             for child in targets.head(model)
@@ -158,19 +181,24 @@ def _clients(config: Config, strategy: Strategy, scaling: Scaling) -> list[Clien
     return [Client(*one) for one in zip(ids, ranks, scales, strict=True)]
 
 
-def _bytes(tensors: Tensors, wire: torch.dtype, trained: set[str]) -> int:
+def _bytes(tensors: Tensors, wire: torch.dtype, trained: set[str], base: _Blank) -> int:
     """Trained parts cross in the wire's format, all others in fp32."""
     return sum(
-        t.numel() * (wire if part_of(k) in trained else torch.float32).itemsize
-        for k, t in tensors.items()
+        count * (wire if part_of(k) in trained else torch.float32).itemsize
+        for k, count in _by_name(tensors, base).items()
     )
 
 
-def _by_part(tensors: Tensors) -> dict[str, int]:
+def _by_part(base: _Blank) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        counts[part_of(name)] = counts.get(part_of(name), 0) + tensor.numel()
+    for name, count in _by_name(base.initial(), base).items():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + count
     return counts
+
+
+def _by_name(tensors: Tensors, base: _Blank) -> dict[str, int]:
+    """Numbers of each tensor and of those that it stands for."""
+    return {k: t.numel() * max(1, base.times[module_of(k)]) for k, t in tensors.items()}
 
 
 def _mean(counts: list[int]) -> int:

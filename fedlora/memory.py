@@ -12,6 +12,8 @@ to a seventh above the real thing (tests/fedlora/test_memory.py). The libraries 
 hundreds of MB) and the rows are not in it.
 """
 
+import copy
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +114,50 @@ def _rows(config: Config) -> int:
 
 
 def _kept(config: Config, model: PreTrainedModel) -> int:
-    """Bytes kept of one row of data.max_length tokens."""
+    """Bytes kept of one row of data.max_length tokens. Where all layers are alike, those of a few
+    are counted: two more take as much whatever their number is.
+
+        kept(L) = kept(l) + (kept(l + 2) - kept(l)) (L - l) / 2,   l = 2 or 3, as L is even or odd
+    """
+    layers = _alike(config, model)
+    few = 2 + layers % 2
+    if layers <= few + 2:
+        return _kept_of(config, model)
+    less, more = (_kept_of(config, _shallow(model, n)) for n in (few, few + 2))
+    return less + (more - less) * (layers - few) // 2
+
+
+def _alike(config: Config, model: PreTrainedModel) -> int:
+    """How many layers the model has, if they are all alike, or each second one; else 0."""
+    described: Any = model.config
+    count = int(getattr(described, "num_hidden_layers", 0) or 0)
+    kinds = list(getattr(described, "layer_types", None) or [""] * count)
+    found = targets.targets(model, config.adapter)
+    inside: dict[str, list[object]] = {}
+    for name, module in model.named_modules():
+        if number := re.search(r"\.(\d+)\.", f".{name}."):
+            rest = name[: max(0, number.start() - 1)], f"{name}."[number.end() - 1 :]
+            own = [tuple(p.shape) for p in module.parameters(recurse=False)]
+            kind = type(module).__name__, rest, own, name in found
+            inside.setdefault(number[1], []).append(kind)
+    whole = len(inside) == count and all(x == inside["0"] for x in inside.values())
+    turns = len(kinds) == count and all(a == b for a, b in zip(kinds, kinds[2:], strict=False))
+    return count if whole and turns else 0
+
+
+def _shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The same model with fewer layers, on the meta device too."""
+    described: Any = copy.deepcopy(model.config)
+    if getattr(described, "layer_types", None):
+        described.layer_types = described.layer_types[:layers]
+    described.num_hidden_layers = layers
+    with torch.device("meta"):
+        made: PreTrainedModel = type(model)(described)
+    return made
+
+
+def _kept_of(config: Config, model: PreTrainedModel) -> int:
+    """Bytes that these layers keep."""
     found = targets.targets(model, config.adapter)
     scale = recipe.scaling(config.adapter)
     with warnings.catch_warnings():

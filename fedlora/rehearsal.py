@@ -51,6 +51,7 @@ class Rehearsal:
     base: Base
     parts: set[str]
     notes: dict[str, str] = field(default_factory=dict)
+    states: list[Tensors] = field(default_factory=list)  # the first, and the one after round `one`
 
     def started(self, clients: Sequence[Client], round: Round) -> tuple[Tensors, list[Counted]]:
         """The first state, and of each client what it is sent and trains."""
@@ -68,7 +69,8 @@ class Rehearsal:
             Update(who, up, c.first, 1 / len(clients), METRICS)
             for who, up, c in zip(clients, ups, begun, strict=True)
         ]
-        state = merge(state, self._aggregated(state, updates, one))
+        self.states = [state, merge(state, self._aggregated(state, updates, one))]
+        state = self.states[-1]
         views = [self._view(state, who, two) for who in clients]
         private = stays(self.strategy)
         return [

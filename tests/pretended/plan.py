@@ -57,6 +57,7 @@ LOOPS = {
     "plain": [],
     "classified": [*BERT],
     "stacked": [],
+    "bf16": ["model.dtype=bf16"],
     "private": [*PRIVATE, "privacy.engine=stacked"],
     "hooks": [*PRIVATE, "privacy.engine=hooks"],
     "private_stacked": PRIVATE,

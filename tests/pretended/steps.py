@@ -48,6 +48,8 @@ class Loops:
     def stacked(self, steps: int) -> None:
         stacking.train(self.task, self.adapter, self.members, PARTS, self._steps(steps))
 
+    bf16 = stacked
+
     def private(self, steps: int) -> None:
         private_training.train(
             self.task,

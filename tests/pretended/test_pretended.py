@@ -96,10 +96,14 @@ def test_what_an_adapter_gives_is_on_the_cpu(told: dict[str, Any]) -> None:
     assert told["boundary"] == where
 
 
-def test_the_base_computes_in_its_format(told: dict[str, Any]) -> None:
-    """Formats are told by line: in fp32 all products are."""
-    found = told["step stacked"]["formats"]
-    assert found and {line.split()[-1] for line in found} == {"float32"}
+@pytest.mark.parametrize(("step", "format"), [("stacked", "float32"), ("bf16", "bfloat16")])
+def test_products_are_in_the_format_of_the_base(
+    told: dict[str, Any], step: str, format: str
+) -> None:
+    """Those of layers and of adapters on them; only positions are turned into angles in fp32."""
+    found = [line.split() for line in told[f"step {step}"]["formats"]]
+    adapters = {kind for line, kind in found if "/adapters/" in line}
+    assert adapters == {format}
 
 
 def test_the_script_for_a_gpu_runs_there(told: dict[str, Any]) -> None:

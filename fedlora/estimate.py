@@ -17,6 +17,7 @@ from fedlora.device import free
 from fedlora.footprint import UNDER_WAY, kept
 from fedlora.resident import Resident
 from fedlora.streams import stream
+from fedlora.tasks.likelihood import under_way
 from fedlora.tensors import Tensors, part_of, select
 
 HALF = 0.5  # of the free memory: sums may take as much, and passes half of what is left
@@ -73,9 +74,11 @@ def test_matrix(seed: int, module: str, n: int, size: int) -> Tensor:
 
 def _most(resident: Resident, modules: Sequence[str], encoded: Any) -> int:
     """Padded tokens that one pass has room for, by what it keeps of the longest row."""
-    model, row = resident.adapter.model, max(range(len(encoded)), key=encoded.length)
+    model: Any = resident.adapter.model
+    row = max(range(len(encoded)), key=encoded.length)
     batch = resident.task.batch(encoded, [row])
     with summing(resident.adapter, dict.fromkeys(modules, torch.empty(0))):
         own = kept(model, lambda: resident.task.losses(model, batch))
     each = UNDER_WAY * own / pieces.padded(encoded.length(row))
-    return max(1, int(HALF * room(resident) / each))
+    logits = under_way(model.get_base_model(), pieces.costs(model.device).most)
+    return max(1, int((HALF * room(resident) - logits) / each))

@@ -7,7 +7,8 @@ Shapes: a layer has m outputs and n inputs; B (m, r), A (r, n); a product P·Q h
 Q (ρ, n). K clients have weights p_i that sum to one, and one scale s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -93,19 +94,32 @@ def compress(P: Tensor, Q: Tensor) -> Factors:
 def svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular vectors and values of W (m, n): U (m, rank), S (rank,), V (rank, n).
 
-    In full, on the CPU, where that is quick; else by randomised subspace iteration
-    (arXiv:0909.4061) in fp32, where W is and in a small part of the time: as orthonormal, exact
-    where the spectrum decays, and of a matrix of signs, whose spectrum is flat, nearly the best
-    approximation (`simulations.benchmarks.stacks` says how near).
+    In full, on the CPU, where that is quick (on the meta device: shapes alone); else by randomised
+    subspace iteration (arXiv:0909.4061) in fp32, where W is and in a small part of the time: as
+    orthonormal, exact where the spectrum decays, and of a matrix of signs, whose spectrum is flat,
+    nearly the best approximation (`simulations.benchmarks.stacks` says how near).
     """
     size = 2 * rank + OVERSAMPLED
     if min(W.shape) <= max(2 * size, SMALL):
-        U, S, V = torch.linalg.svd(W.cpu().double(), full_matrices=False)
+        full = (W if W.is_meta else W.cpu()).double()
+        U, S, V = torch.linalg.svd(full, full_matrices=False)
     else:
-        with forked(0, "svd"):  # svd_lowrank draws from the global generator
+        with forked(0, "svd"), _in_fp32():  # svd_lowrank draws from the global generator
             U, S, Vt = torch.svd_lowrank(W.float(), q=size, niter=ITERATIONS)
         V = Vt.T
     return _fp32(U[:, :rank]), _fp32(S[:rank]), _fp32(V[:rank])
+
+
+@contextmanager
+def _in_fp32() -> Iterator[None]:
+    """Inside, a GPU's products are those of fp32 even where others may be rounded to TF32, which
+    would leave factors orthonormal to 1e-3 alone."""
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def _decomposed(P: Tensor, Q: Tensor, most: int) -> Factors:

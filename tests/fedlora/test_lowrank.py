@@ -1,5 +1,7 @@
 """Low-rank algebra against dense float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,6 +162,30 @@ def test_svd_against_the_full_decomposition(shape: tuple[int, int]) -> None:
     for gram in (U.T @ U, V @ V.T):
         torch.testing.assert_close(gram, torch.eye(6), rtol=0, atol=1e-5)
     assert all(map(torch.equal, (U, S, V), lowrank.svd(W, 6)))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (780, 770)], ids=["full", "randomised"])
+def test_svd_without_values_has_the_shapes(shape: tuple[int, int]) -> None:
+    """As `fedlora cost` has it."""
+    found = lowrank.svd(torch.empty(shape, device="meta"), 6)
+    assert [t.shape for t in found] == [(shape[0], 6), (6,), (6, shape[1])]
+
+
+def test_svd_of_a_large_matrix_is_never_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the run computes in, and that is left as it was."""
+    found, plain, products = [], torch.svd_lowrank, torch.backends.cuda.matmul
+
+    def noted(*arguments: Any, **given: Any) -> Any:
+        found.append(products.fp32_precision)
+        return plain(*arguments, **given)
+
+    monkeypatch.setattr(torch, "svd_lowrank", noted)
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        lowrank.svd(draw("any", 780, 770), 6)
+        assert found == ["ieee"] and products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
 
 
 def test_svd_of_signs_is_orthonormal_and_nearly_the_best() -> None:

@@ -8,6 +8,7 @@ of passes, and sometimes one has none.
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "frozen factors sharded": ("fsdp", {"strategy.name": "fedsb", "train.micro_batch": 2}),
 }
+
+PACKED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"4 bits, {mode}": (mode, {**LLAMA, "model.quantize": "4bit", "model.dtype": "fp32"})
+    for mode in ("ddp", "fsdp")
+}
+QUANTISED = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +124,11 @@ def close(found: Tensors, truth: Tensors) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(k, marks=QUANTISED) for k in PACKED)])
 @pytest.mark.usefixtures("two")
 def test_two_devices_end_where_one_does(root: Path, case: str) -> None:
     """Every trained tensor after four steps, the loss, and the score of what is trained."""
-    mode, given = CASES[case]
+    mode, given = {**CASES, **PACKED}[case]
     asked = context(root, mode, given)
     own, one = app.resident(asked), plain(asked)
     assert own.node.ranks.size == 2

@@ -113,10 +113,12 @@ def pack(parcel: Parcel, arrays: dict[str, Array] | None = None) -> RecordDict:
     Args:
         arrays: its tensors, where they are made already (see `Arrays`).
     """
-    made = Arrays()(parcel.tensors) if arrays is None else arrays
+    made = ArrayRecord()
+    for name, array in (Arrays()(parcel.tensors) if arrays is None else arrays).items():
+        made[name] = array  # itself: made of a dictionary, a record has others, hashed once more
     return RecordDict(
         {
-            "tensors": ArrayRecord(made),
+            "tensors": made,
             "facts": ConfigRecord(parcel.facts),
             "metrics": MetricRecord(dict(parcel.metrics)),
         }

@@ -24,6 +24,7 @@ LOST = {
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 }
+MOST = 64  # messages in a call
 FASTEST, SLOWEST = 0.002, 1.0  # seconds between polls of the grid
 
 
@@ -62,9 +63,11 @@ def message(
 class Exchange:
     """Pushes messages and yields replies as they come; more may be pushed while it runs.
 
-    A grid may ask for `share` messages in a call, and that no more than a `window` of them be under
-    way: then messages are made when their turn comes, and memory does not grow with their number.
-    One that `waits` for replies when it is asked for them is asked again at once.
+    Messages in a row that carry the same arrays go in one call, as Flower reads and sends once what
+    messages of a call share. A grid may ask for `share` messages in a call instead, and that no
+    more than a `window` of them be under way: then messages are made when their turn comes, and
+    memory does not grow with their number. One that `waits` for replies when it is asked for them
+    is asked again at once.
 
     Args:
         discreet: whether the log, which whoever started the run reads, is not to tell who answers.
@@ -73,7 +76,7 @@ class Exchange:
     def __init__(self, grid: Grid, deadline: float, discreet: bool = False) -> None:
         self.grid, self._discreet = grid, discreet
         self.until = time.monotonic() + deadline
-        self._share: int = getattr(grid, "share", 1)
+        self._share: int = getattr(grid, "share", 0)
         self._window: float = getattr(grid, "window", math.inf)
         self._waits: bool = getattr(grid, "waits", False)
         self._open: dict[str, int] = {}
@@ -92,9 +95,21 @@ class Exchange:
     def _fill(self) -> None:
         """Push as long as there is room."""
         while len(self._open) + self._share <= self._window:
-            if not (batch := list(islice(self._waiting, self._share))):
+            if not (batch := self._batch()):
                 return
             self._push(batch)
+
+    def _batch(self) -> list[Message]:
+        """The messages of the next call."""
+        if self._share:
+            return list(islice(self._waiting, self._share))
+        batch: list[Message] = []
+        for message in self._waiting:
+            if batch and (len(batch) == MOST or _arrays(message) != _arrays(batch[0])):
+                self._waiting = chain([message], self._waiting)
+                break
+            batch.append(message)
+        return batch
 
     def _push(self, batch: list[Message]) -> None:
         """Flower gives None for a message that it could not send, and nothing if it sent none."""
@@ -146,6 +161,12 @@ class Exchange:
             elif not replies and self._open and not self._waits:
                 with profile.span("wait"):
                     time.sleep(pause)
+
+
+def _arrays(message: Message) -> list[int]:
+    """The arrays that a message carries, by identity."""
+    records = message.content.array_records.values()
+    return [id(array) for record in records for array in record.values()]
 
 
 def _may_answer(node: int, reply: Message) -> set[int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
@@ -84,12 +85,24 @@ def nodes(answers: Iterable[Answer]) -> list[int]:
     return [a.node for a in answers]
 
 
-def test_without_a_window_all_go_out_at_once() -> None:
-    """One in a call, as on a network."""
+def test_without_a_window_all_go_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network: in one call those in a row that carry the same arrays, so that memory does
+    not grow with messages that differ, and no more than a call may have."""
     grid, made = Grid(), []
     found = pushing(grid, orders(5, made))
-    assert made == [1, 2, 3, 4, 5] and grid.pushed == [[1], [2], [3], [4], [5]]
+    assert made == [1, 2, 3, 4, 5] and grid.pushed == [[1, 2, 3, 4, 5]]
     assert nodes(found.answers()) == [1, 2, 3, 4, 5]
+
+    monkeypatch.setattr(exchange, "MOST", 3)
+    same, grid = wire.Arrays()({"x": torch.zeros(2)}), Grid()
+    other = [wire.Arrays()({"x": torch.zeros(2)}) for _ in range(2)]
+    carried = [same, same, other[0], other[1], same, same, same, same]
+    found = pushing(
+        grid,
+        (message(Parcel(), n, "train", "1", DEADLINE, x) for n, x in enumerate(carried, 1)),
+    )
+    assert grid.pushed == [[1, 2], [3], [4], [5, 6, 7], [8]]
+    assert nodes(found.answers()) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5, 99])

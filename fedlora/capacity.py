@@ -1,7 +1,8 @@
 """What a whole run needs of a machine: K clients a round, T rounds.
 
-    S_t = min(S + t g, S + 2 Σ m n)    the state after t rounds: a residual is folded into a dense
-                                       one once that is smaller, and grows beside it again
+    S_t = S + min(t g, 2 Σ m n)    the state after t rounds: a residual is folded into a dense one
+                                   once that is smaller, and grows beside it again; with
+                                   strategy.max_rank ρ it is at most ρ Σ (m + n)
     server   the model, as it scores; the state, and a second one where a method aggregates itself;
              three updates: one as bytes on the wire, one arriving, one in the mean
     disk     checkpoints and the one being written; updates that wait; what clients keep, two views
@@ -51,8 +52,7 @@ def needs(
         shapes: of the adapted layers, (m, n) each.
     """
     rounds, clients = config.run.rounds, config.run.sampled(config.data.clients)
-    dense = FP32 * sum(m * n for m, n in shapes.values())
-    grown = min(found.growth * rounds, 2 * dense)
+    grown = min(found.growth * rounds, FP32 * _residual(strategy, shapes))
     state = found.state + grown
     update = FP32 * found.trained_parameters
     aggregating = state if is_linear(strategy) else 2 * state
@@ -66,6 +66,12 @@ def needs(
         client=memory.together,
         disk=checkpoints + clients * update + views + own,
     )
+
+
+def _residual(strategy: Strategy, shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Numbers that the residual of all layers may have in the end."""
+    rank = getattr(strategy, "max_rank", None)
+    return sum(2 * m * n if rank is None else (m + n) * rank for m, n in shapes.values())
 
 
 def lacking(needed: Needs, workers: int, memory: int, disk: int) -> list[str]:

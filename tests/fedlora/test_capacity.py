@@ -22,23 +22,23 @@ FACTOR = 24 * 4 * 768  # of A, or of B, in query and value at rank 4
 DENSE = 24 * 768 * 768 * 4  # bytes of all adapted layers
 
 
-def resolved(method: str, **run: Any) -> Any:
+def resolved(method: str, own: dict[str, Any] | None = None, **run: Any) -> Any:
     given = {
         "model": {"name": str(BERT)},
         "adapter": {"rank": 4, "target_modules": ["query", "value"], "head": "frozen"},
         "data": {"clients": 10, "max_length": 32},
-        "strategy": {"name": method},
+        "strategy": {"name": method, **(own or {})},
         "run": {"rounds": 3, **run},
     }
     return settings.resolve(given, strategies.load)
 
 
-def needed(method: str, **run: Any) -> Any:
-    config, strategy = resolved(method, **run)
+def needed(method: str, own: dict[str, Any] | None = None, **run: Any) -> Any:
+    config, strategy = resolved(method, own, **run)
     found, model = cost(config, strategy), skeleton(config.model)
     shapes = targets.targets(model, config.adapter)
-    own = memory(config, model, found.parameters, found.trained_parameters)
-    return needs(config, strategy, found, own, shapes), own, found
+    held = memory(config, model, found.parameters, found.trained_parameters)
+    return needs(config, strategy, found, held, shapes), held, found
 
 
 def test_linear_methods_need_three_updates_beside_the_state() -> None:
@@ -61,6 +61,8 @@ def test_a_residual_grows_to_twice_the_layers_at_most() -> None:
     assert few[2].growth == growth
     assert few[0].message == few[2].bytes_down_first + 3 * growth
     assert many[0].message == many[2].bytes_down_first + 2 * DENSE
+    capped, _, found = needed("fedex", {"max_rank": 64}, rounds=10_000)
+    assert capped.message == found.bytes_down_first + 24 * 4 * 64 * (768 + 768)
     whole, own, found = few
     assert whole.server == own.base + own.adapter + 2 * (found.state + 3 * growth) + 3 * 8 * FACTOR
 

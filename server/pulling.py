@@ -6,8 +6,9 @@ uploaded message says of its sender and of what it answers, where the superlink 
 reply that is broken, or not what the superlink took it for, is an error of its sender alone.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
@@ -22,17 +23,26 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.superlink.grid.http_grid import HttpGrid
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
 
 SAME = ("run_id", "src_node_id", "reply_to_message_id")  # in the upload as the superlink has it
 
 
 def pull(grid: Grid, ids: Sequence[str]) -> list[Message]:
     """The replies to these messages that are there."""
-    return list(_pulled(grid, ids) if isinstance(grid, HttpGrid) else grid.pull_messages(ids))
+    return list(_pulled(grid, ids) if _http(grid) else grid.pull_messages(ids))
 
 
-def _pulled(grid: HttpGrid, ids: Sequence[str]) -> Iterator[Message]:
+def _http(grid: Grid) -> "TypeGuard[HttpGrid]":
+    """Whether it is Flower's. Its module takes a second to import, and whoever has such a grid did
+    so."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
+def _pulled(grid: "HttpGrid", ids: Sequence[str]) -> Iterator[Message]:
     """As `HttpGrid.pull_messages`, over the same calls; whatever is wrong with the superlink itself
     is raised as there."""
     found = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=ids))
@@ -55,7 +65,7 @@ def _pulled(grid: HttpGrid, ids: Sequence[str]) -> Iterator[Message]:
             yield _broken(grid, about, ErrorCode.UNKNOWN, why)
 
 
-def _contents(grid: HttpGrid, tree: Any) -> dict[str, bytes]:
+def _contents(grid: "HttpGrid", tree: Any) -> dict[str, bytes]:
     """The parts of a message by id. Raises ObjectPullError where one is missing."""
     return pull_objects(
         object_ids=[part.object_id for part in iterate_object_tree(tree)],
@@ -78,7 +88,7 @@ def _message(about: Any, contents: dict[str, bytes]) -> Message:
     return message
 
 
-def _broken(grid: HttpGrid, about: Any, code: int, why: str) -> Message:
+def _broken(grid: "HttpGrid", about: Any, code: int, why: str) -> Message:
     """An error in place of a reply, from whom the superlink had it."""
     return make_message(
         metadata=Metadata(

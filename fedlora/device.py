@@ -7,6 +7,7 @@ import torch
 
 from fedlora.config import Config, Model
 
+FREE = 0.5  # the share of free memory that passes may have
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -54,8 +55,12 @@ def chosen(model: Model, device: str) -> str:
     return "bf16" if model.quantize or modern else "fp32"
 
 
-def free(device: torch.device) -> int:
-    """Bytes of its memory that nobody has; on the CPU, that are to be had without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+def free(device: torch.device | str) -> int:
+    """Bytes that this process may still take where its model is: of a GPU's own memory, what torch
+    holds of it unused included; else of the machine's."""
+    place = torch.device(device)
+    if place.type not in ("cuda", "xpu"):
+        return int(psutil.virtual_memory().available)
+    module = torch.get_device_module(place)
+    unused = module.memory_reserved(place) - module.memory_allocated(place)
+    return int(module.mem_get_info(place)[0] + unused)

@@ -122,21 +122,32 @@ class Resident:
 
     @cached_property
     def most(self) -> int | None:
-        """Padded tokens that one pass may have: what half of the memory of a worker has room for,
-        where other clients' adapters have the rest; None: any number."""
-        memory = self.config.simulation.memory
-        if memory is None:
+        """Padded tokens that one pass may have, see `bound`; None: any number, for rows that hide,
+        whose passes are of one size, for a base of which this process has a share, and where there
+        are no rows."""
+        clients = self.federation.clients
+        if self.hides or self.node.ranks.sharded:
             return None
-        with self.together("most"):
-            return self.node.ranks.least(self._room(memory))
+        rows = self.encoded(clients[0], "train") if clients else self.encoded("", "test")
+        return self.bound(rows) if len(rows) else None
 
-    def _room(self, memory: float) -> int:
-        rows = self.encoded(self.federation.clients[0], "train")
-        private = self.config.privacy.local
-        each = token_bytes(self.task, self.adapter, rows, private)
+    def bound(self, rows: Any) -> int | None:
+        """Padded tokens of such rows that one pass may have: what half of a worker's memory has
+        room for, where other clients' adapters have the rest. Without `simulation.memory`, as on a
+        node, it is of what the device has free now, rounded down to a power of two so that a little
+        more or less is the same. None where the model cannot be counted."""
+        memory = self.config.simulation.memory
         model: Any = self.adapter.model.get_base_model()
+        room = memory * 1e6 if memory is not None else FREE * free(model.device)
+        try:
+            each = token_bytes(self.task, self.adapter, rows, self.config.privacy.local)
+        except (UserError, RuntimeError):
+            if memory is not None:
+                raise
+            return None
         logits = under_way(model, pieces.costs(model.device).most)
-        return max(1, int((memory * 1e6 / 2 - logits) / each))
+        tokens = max(1, int((room / 2 - logits) / each))
+        return tokens if memory is not None else 1 << (tokens.bit_length() - 1)
 
     @profile.timed("load")
     def load(self, view: Tensors, scale: float) -> None:

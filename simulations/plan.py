@@ -7,18 +7,16 @@ that configuration, ends in the same bits.
 
 import math
 import os
-
-import psutil
+from typing import Any
 
 from fedlora.config import Config
-from fedlora.device import placed
+from fedlora.device import FREE, free, placed
 from fedlora.errors import UserError
 from fedlora.footprint import token_bytes
 from fedlora.resident import Resident
 from fedlora.tensors import nbytes, select
 
 ROWS = 128  # of all clients in one step: with more, passes of rows of like length gain nothing
-FREE = 0.5  # the share of free memory that workers may have together
 # Tensors of an adapter's size that training a client holds: values, gradients, moments, and in a
 # pass of unequal shares a copy with its gradient.
 HELD = 6
@@ -38,7 +36,7 @@ def chosen(resident: Resident) -> tuple[Config, str]:
     config, simulation = resident.config, resident.config.simulation
     memory = simulation.memory
     if memory is None:
-        share = FREE * psutil.virtual_memory().available / max(1, workers(config))
+        share = FREE * _free(resident) / max(1, workers(config))
         memory = float(max(1, math.floor(share / 1e6)))
     copies, why = simulation.copies, ""
     if copies is None:
@@ -46,6 +44,15 @@ def chosen(resident: Resident) -> tuple[Config, str]:
         copies = 1 if why else _copies(resident, memory)
     update = {"memory": memory, "copies": copies}
     return config.model_copy(update={"simulation": simulation.model_copy(update=update)}), why
+
+
+def _free(resident: Resident) -> int:
+    """Bytes for all workers together once each has its model: on a CPU they share its pages with
+    this process."""
+    model: Any = resident.adapter.model
+    device = model.device
+    each = sum(t.nbytes for t in model.parameters()) if device.type != "cpu" else 0
+    return max(0, free(device) - each * workers(resident.config))
 
 
 def _hindrance(resident: Resident) -> str:

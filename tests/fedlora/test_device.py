@@ -103,6 +103,15 @@ def test_one_worker_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (plan.workers(config), plan.workers(asked)) == (expected, 3)
 
 
+def test_a_gpu_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has of it, and what torch holds for later."""
+    told = {"mem_get_info": (700, 9000), "memory_reserved": 50, "memory_allocated": 20}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda place, value=value: value)
+    assert free("cuda:1") == 730
+    assert free("cpu") > 10**6
+
+
 def test_another_format_is_said() -> None:
     """A node with another one has another base; which, and what to set."""
     (said,) = differences({"format": "bf16"}, {"format": "fp32"})

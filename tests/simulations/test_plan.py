@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import strategies
-from fedlora import settings
+from fedlora import device, settings
 from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
@@ -30,7 +30,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     def have(cores: int, free: float) -> None:
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         found = SimpleNamespace(available=free)
-        monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: found)
+        monkeypatch.setattr(device.psutil, "virtual_memory", lambda: found)
 
     have(2, 8 * GB)
     return have
@@ -111,7 +111,21 @@ def test_memory_bounds_passes_as_well(world: World, tmp_path: Path, machine: obj
     )
     assert 1 <= small.most < large.most
     assert large.most == pytest.approx(100 * small.most, rel=0.2)
-    assert resident(world, tmp_path).most is None
+
+
+def test_without_a_setting_passes_have_what_is_free(
+    world: World, tmp_path: Path, machine: Callable[[int, float], None]
+) -> None:
+    """As on a node: the same for a little more or less, so that its bits stay."""
+    found = []
+    for free in (GB, 1.01 * GB, GB / 100):
+        machine(2, free)
+        found.append(resident(world, tmp_path).most)
+    first, again, little = found
+    assert first == again and 10 * little < first < 300 * little
+    assert first & (first - 1) == 0
+    half = resident(world, tmp_path, simulation__memory=500.0).most
+    assert half / 2 < first <= half
 
 
 def spoil(mine: Resident) -> None:

@@ -19,7 +19,7 @@ from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.data.owned import own
-from fedlora.device import prepare, settled
+from fedlora.device import FREE, free, prepare, settled
 from fedlora.errors import MethodError, UserError
 from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest

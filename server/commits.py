@@ -9,7 +9,7 @@ from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir
 from fedlora.tensors import Tensors
 from fedlora.tracking import Tracking
-from server.score import Rate, Scoring, Wanted, wanted
+from server.score import Rate, Scoring, Wanted, load_global, wanted
 
 
 class Commits:
@@ -37,15 +37,19 @@ class Commits:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Have the model scored where the process ended before it was."""
         if not checkpoint.scored:
+            load_global(self._resident, checkpoint.state, checkpoint.round)
             self._score(checkpoint)
 
     def commit(
         self, number: int, state: Tensors, memory: dict[str, Any], rows: list[Row], aside: Path
     ) -> None:
-        """Make a round permanent, after the one before is told of."""
+        """Make a round permanent, after the one before is told of. Raises MethodError, and leaves
+        nothing, where the state gives no model."""
         self.settle()
         config = self._resident.config
         checkpoint = Checkpoint(number, state, memory, rows, not any(self._wanted(number)))
+        if number == 0 or not checkpoint.scored:
+            load_global(self._resident, state, number)
         with profile.span("checkpoint"):
             self._run.commit(checkpoint, aside, config.run.keep, config.privacy.central)
         if checkpoint.scored:
@@ -63,7 +67,7 @@ class Commits:
 
     def _score(self, checkpoint: Checkpoint) -> None:
         number = checkpoint.round
-        self._scoring.begin(checkpoint.state, number, self._wanted(number), checkpoint.rows)
+        self._scoring.begin(number, self._wanted(number), checkpoint.rows)
 
     def _wanted(self, number: int) -> Wanted:
         rows = len(self._resident.federation.test)

@@ -35,7 +35,7 @@ class Rated(NamedTuple):
     answers: list[Answer] = []
 
 
-Rate = Callable[[Tensors, int, Wanted], Rated]  # of the state after a round, by its number
+Rate = Callable[[int, Wanted], Rated]  # of the model after a round, which is loaded and committed
 
 
 def wanted(config: Config, number: int, local: bool, rows: int) -> Wanted:
@@ -67,11 +67,11 @@ class Scoring:
         self._ended.set()
         self._aside.shutdown()
 
-    def begin(self, state: Tensors, number: int, wants: Wanted, rows: list[Row]) -> None:
-        """Score the state after a round, which is committed with these rows; the one before is
+    def begin(self, number: int, wants: Wanted, rows: list[Row]) -> None:
+        """Score the model after a round, which is committed with these rows; the one before is
         `settled`."""
         assert self._begun is None
-        under_way = self._aside.submit(self._rated, dict(state), number, wants)
+        under_way = self._aside.submit(self._rated, number, wants)
         self._begun = under_way, number, rows
 
     def settled(self, wait: bool = True) -> list[Row]:
@@ -97,17 +97,16 @@ class Scoring:
             row |= likeness([a.answer for a in said], [a.reference for a in said])
         return row
 
-    def _rated(self, state: Tensors, number: int, wants: Wanted) -> Rated:
+    def _rated(self, number: int, wants: Wanted) -> Rated:
         with cancel.when(self._ended.is_set):
-            return self._rate(state, number, wants)
+            return self._rate(number, wants)
 
 
 def here(resident: Resident) -> Rate:
     """By this process's own model."""
     most = resident.most  # counted now: what it draws, beside a round, would be drawn from there
 
-    def rate(state: Tensors, number: int, wants: Wanted) -> Rated:
-        load_global(resident, state, number)
+    def rate(number: int, wants: Wanted) -> Rated:
         model, rows = resident.adapter.model, resident.encoded("", "test")
         score = evaluate(resident.task, model, rows, most) if wants.score else None
         return Rated(score, answered(resident, number) if wants.answers else [])

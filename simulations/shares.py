@@ -19,7 +19,6 @@ from fedlora.answers import Answer
 from fedlora.errors import Failed
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
-from fedlora.tensors import Tensors
 from server.score import Rated, Wanted, answered, load_global
 from simulations.pool import Chore, Pool
 
@@ -37,8 +36,7 @@ class Shares:
     def __init__(self, pool: Pool, run: RunDir, rows: int, context: Mapping[str, Any]) -> None:
         self._pool, self._run, self._rows, self._context = pool, run, rows, context
 
-    def __call__(self, state: Tensors, number: int, wants: Wanted) -> Rated:
-        """The state is not looked at: it is in the round's checkpoint."""
+    def __call__(self, number: int, wants: Wanted) -> Rated:
         shares = SHARES * self._pool.workers if wants.score else 0
         asked: list[dict[str, Any]] = [{"share": [i, shares]} for i in range(shares)]
         if wants.answers:

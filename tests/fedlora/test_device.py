@@ -10,7 +10,7 @@ import torch
 
 from fedlora.agreement import differences
 from fedlora.config import Config
-from fedlora.device import prepare, settled
+from fedlora.device import free, prepare, settled
 from fedlora.errors import UserError
 from fedlora.resident import Node, Resident
 from fedlora.settings import resolve

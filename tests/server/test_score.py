@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fedlora.tensors import Tensors
 from server import loop, score
 from server.score import Rate, Rated, Wanted
 from tests.federation import Crash, Ran, Watch, World, federate, same
@@ -25,9 +24,9 @@ def rated(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
     def here(resident: Any) -> Rate:
         own = score.here(resident)
 
-        def rate(state: Tensors, number: int, wants: Wanted) -> Rated:
+        def rate(number: int, wants: Wanted) -> Rated:
             before(number)
-            return own(state, number, wants)
+            return own(number, wants)
 
         return rate
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedlora import evaluation
 from fedlora.errors import Failed
-from server.score import Rated, Wanted, here
+from server.score import Rated, Wanted, here, load_global
 from simulations.grid import InProcessGrid
 from simulations.pool import Chore, Job, Pool
 from simulations.shares import Shares, done
@@ -47,10 +47,11 @@ def test_shares_add_up_to_the_same_bits(
     passes."""
     monkeypatch.setattr(evaluation.pieces, "CORE", evaluation.pieces.Costs(0, 32))
     rows = len(ran.resident.federation.test)
-    truth = here(ran.resident)(ran.state(1), 1, BOTH)
+    load_global(ran.resident, ran.state(1), 1)
+    truth = here(ran.resident)(1, BOTH)
     pool: Any = Workers(ran, workers)
     assert truth.score and rows > 20
-    assert Shares(pool, ran.run, rows, {})({}, 1, BOTH) == truth
+    assert Shares(pool, ran.run, rows, {})(1, BOTH) == truth
 
 
 def test_what_went_wrong_ends_the_run(ran: Ran) -> None:
@@ -62,7 +63,7 @@ def test_what_went_wrong_ends_the_run(ran: Ran) -> None:
 
     pool: Any = Lost()
     with pytest.raises(Failed, match="could not be scored: its worker process ended"):
-        Shares(pool, ran.run, 1, {})({}, 1, BOTH)
+        Shares(pool, ran.run, 1, {})(1, BOTH)
 
 
 def test_chores_wait_for_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +105,6 @@ def test_a_run_with_workers_is_scored_by_them(world: World, tmp_path: Path) -> N
         grid = InProcessGrid(resident.config, clients, plain.run.path / "clients", pool)
         rows = len(resident.federation.test)
         rate = Shares(pool, plain.run, rows, grid.context(1))
-        found: Rated = rate({}, 1, BOTH)
+        found: Rated = rate(1, BOTH)
     row = plain.row(1)
     assert found.score and (found.score.score, found.score.loss) == (row["score"], row["test_loss"])

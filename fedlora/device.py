@@ -46,6 +46,18 @@ def placed(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def cards(device: str) -> list[str]:
+    """The GPUs of a device by its name, as CUDA_VISIBLE_DEVICES has them: of cuda all that this
+    process sees, of cuda:1 that one; none of others."""
+    place = torch.device(placed(device))
+    if place.type != "cuda":
+        return []
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ""
+    names = [name.strip() for name in seen.split(",")] if seen else []
+    every = range(torch.cuda.device_count()) if place.index is None else [place.index]
+    return [names[i] if i < len(names) else str(i) for i in every]
+
+
 def chosen(model: Model, device: str) -> str:
     """The format of the base's weights on a device, by its name in the configuration. A quantised
     base computes in it."""

@@ -135,7 +135,8 @@ class Resident:
         """Padded tokens of such rows that one pass may have: what half of a worker's memory has
         room for, where other clients' adapters have the rest. Without `simulation.memory`, as on a
         node, it is of what the device has free now, rounded down to a power of two so that a little
-        more or less is the same. None where the model cannot be counted."""
+        more or less is the same. None where the model cannot be counted. To be asked before an
+        adapter is loaded, which does not outlast it."""
         memory = self.config.simulation.memory
         model: Any = self.adapter.model.get_base_model()
         room = memory * 1e6 if memory is not None else FREE * free(model.device)

@@ -41,6 +41,8 @@ class InProcessGrid(Grid):
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self._pool, self._clients = pool, clients
         self._run_config = to_flat(config)
+        if pool.cards:
+            self._run_config["simulation.device"] = "cuda"  # each worker sees one GPU alone
         self._state_dir = str(state_dir.resolve())
         self._numbers = count(1)
         self._replies: SimpleQueue[Message] = SimpleQueue()

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from fedlora.config import Config
-from fedlora.device import FREE, free, placed
+from fedlora.device import FREE, cards, free, placed
 from fedlora.errors import UserError
 from fedlora.footprint import token_bytes
 from fedlora.resident import Resident
@@ -23,11 +23,18 @@ HELD = 6
 
 
 def workers(config: Config) -> int:
-    """Worker processes, by default one a core, and one alone on a GPU; 0 works in this process."""
+    """Worker processes, by default one a core, and on GPUs one each; 0 works in this process."""
     asked = config.simulation.workers
     if asked is not None:
         return asked
-    return (os.cpu_count() or 1) if placed(config.simulation.device) == "cpu" else 1
+    device = placed(config.simulation.device)
+    return (os.cpu_count() or 1) if device == "cpu" else max(1, len(cards(device)))
+
+
+def beside(config: Config) -> int:
+    """Workers that share a device."""
+    devices = len(cards(config.simulation.device)) or 1
+    return max(1, math.ceil(workers(config) / devices))
 
 
 def chosen(resident: Resident) -> tuple[Config, str]:
@@ -36,7 +43,7 @@ def chosen(resident: Resident) -> tuple[Config, str]:
     config, simulation = resident.config, resident.config.simulation
     memory = simulation.memory
     if memory is None:
-        share = FREE * _free(resident) / max(1, workers(config))
+        share = FREE * _free(resident) / beside(config)
         memory = float(max(1, math.floor(share / 1e6)))
     copies, why = simulation.copies, ""
     if copies is None:
@@ -47,12 +54,12 @@ def chosen(resident: Resident) -> tuple[Config, str]:
 
 
 def _free(resident: Resident) -> int:
-    """Bytes for all workers together once each has its model: on a CPU they share its pages with
-    this process."""
+    """Bytes for all workers of a device together once each has its model: on a CPU they share its
+    pages with this process."""
     model: Any = resident.adapter.model
     device = model.device
     each = sum(t.nbytes for t in model.parameters()) if device.type != "cpu" else 0
-    return max(0, free(device) - each * workers(resident.config))
+    return max(0, free(device) - each * beside(resident.config))
 
 
 def _hindrance(resident: Resident) -> str:

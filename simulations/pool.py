@@ -11,6 +11,7 @@ worker ends.
 import json
 import threading
 import time
+from collections.abc import Sequence
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess, SpawnProcess
@@ -97,10 +98,13 @@ class Pool:
 
     Args:
         device: where workers have their models, as torch names it.
+        cards: the GPUs that workers see, one each and in turn, as CUDA_VISIBLE_DEVICES has them.
     """
 
-    def __init__(self, workers: int, threads: int, device: str = "cpu") -> None:
-        self.workers, self.threads, self.device = workers, threads, device
+    def __init__(
+        self, workers: int, threads: int, device: str = "cpu", cards: Sequence[str] = ()
+    ) -> None:
+        self.workers, self.threads, self.device, self.cards = workers, threads, device, cards
         self._jobs: PriorityQueue[tuple[int, int, Job | Chore | None]] = PriorityQueue()
         self._count = count()  # those that are alike come out as they went in
         self._processes: dict[str, ForkServerProcess | SpawnProcess] = {}
@@ -174,7 +178,9 @@ class Pool:
     def _start(self) -> tuple[ForkServerProcess | SpawnProcess, Connection]:
         context: Any = nursery.context(self.device)
         ours, theirs = context.Pipe()
-        arguments = (theirs, self.threads, self._profile is not None)
+        number = int(threading.current_thread().name.rpartition("-")[2])
+        card = self.cards[number % len(self.cards)] if self.cards else None
+        arguments = (theirs, self.threads, self._profile is not None, card)
         process = context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()

@@ -9,7 +9,7 @@ import torch
 
 from fedlora import settings
 from fedlora.config import Config
-from fedlora.device import placed
+from fedlora.device import cards, placed
 from fedlora.errors import Stopped, UserError
 from fedlora.privacy import plan
 from fedlora.progress import Observer
@@ -29,7 +29,8 @@ Watch = Callable[[Path], AbstractContextManager[Observer]]
 def pool(config: Config) -> Pool:
     """As many workers as the configuration says."""
     simulation = config.simulation
-    return Pool(stacking.workers(config), simulation.threads, placed(simulation.device))
+    device = placed(simulation.device)
+    return Pool(stacking.workers(config), simulation.threads, device, cards(device))
 
 
 def simulate(

@@ -38,8 +38,7 @@ def evaluate(
     rows = resident.federation.test if data is None else _rows(resident, data)
     if not len(rows):
         raise UserError("the run has no test rows: name some with --data")
-    encoded, model = resident.task.encode(rows), resident.adapter.model
-    found = evaluation.evaluate(resident.task, model, encoded, resident.bound(encoded))
+    found = evaluation.evaluate(resident.task, resident.adapter.model, resident.task.encode(rows))
     told: dict[str, Any] = {
         "model": f"client {client}" if client else "global",
         "round": round,

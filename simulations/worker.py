@@ -14,12 +14,15 @@ from fedlora import profile, quantised
 from fedlora.untrusted import Log
 
 
-def serve(pipe: Connection, threads: int, profiled: bool) -> None:
+def serve(pipe: Connection, threads: int, profiled: bool, card: str | None) -> None:
     """Answer messages until the pipe closes.
 
     Args:
         profiled: whether a job's replies are followed by the seconds since those before, by span.
+        card: the one GPU that this process is to see.
     """
+    if card is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = card  # before CUDA is asked anything
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it closes the pipe
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quantised.late()

@@ -13,8 +13,9 @@ class Simulation(Section):
     device: str = Field(
         "auto",
         pattern=DEVICE,
-        description="Where the models are, the server's too: cpu, cuda, cuda:0, …; auto is a CUDA "
-        "GPU where there is one, else the CPU. A node's owner settles its own.",
+        description="Where the models are, the server's too: cpu; cuda, every GPU that "
+        "CUDA_VISIBLE_DEVICES leaves; cuda:0, that one; …; auto is cuda where there is a GPU, else "
+        "the CPU. A node's owner settles its own.",
     )
     deterministic: bool = Field(
         True,
@@ -25,8 +26,8 @@ class Simulation(Section):
     workers: int | None = Field(
         None,
         ge=0,
-        description="Worker processes; by default one a core, and one alone on a GPU, where each "
-        "holds the model anew; 0 works in-process.",
+        description="Worker processes; by default one a core, and on GPUs one each, as each holds "
+        "the model anew; 0 works in-process.",
     )
     threads: PositiveInt = Field(
         1, description="Threads of a worker: one is fastest when every core has a worker."

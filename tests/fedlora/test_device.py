@@ -10,7 +10,7 @@ import torch
 
 from fedlora.agreement import differences
 from fedlora.config import Config
-from fedlora.device import free, prepare, settled
+from fedlora.device import cards, free, prepare, settled
 from fedlora.errors import UserError
 from fedlora.resident import Node, Resident
 from fedlora.settings import resolve
@@ -94,13 +94,40 @@ def test_fp16_is_refused_with_the_reason() -> None:
         resolve({"model": {"dtype": "fp16"}}, load)
 
 
-def test_one_worker_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each holds the model anew; on a CPU one a core, and as many as are asked for anywhere."""
     monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
-    config, asked = (Config.model_validate({"simulation": s}) for s in ({}, {"workers": 3}))
-    for gpu, expected in ((False, 6), (True, 1)):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    given: list[dict[str, object]] = [{}, {"workers": 6}, {"device": "cuda:2"}]
+    config, asked, one = (Config.model_validate({"simulation": s}) for s in given)
+    for gpu, expected in ((False, 6), (True, 4)):
         machine(monkeypatch, gpu)
-        assert (plan.workers(config), plan.workers(asked)) == (expected, 3)
+        assert (plan.workers(config), plan.workers(asked)) == (expected, 6)
+        assert plan.beside(asked) == (2 if gpu else 6)
+    assert plan.workers(one) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [
+        (None, "cuda", ["0", "1", "2"]),
+        ("5,GPU-7f,2", "auto", ["5", "GPU-7f", "2"]),
+        ("5,GPU-7f,2", "cuda:1", ["GPU-7f"]),
+        (None, "cuda:1", ["1"]),
+        ("5", "cpu", []),
+    ],
+)
+def test_gpus_by_name(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, expected: list[str]
+) -> None:
+    """Of those that this process was left, in its own order."""
+    machine(monkeypatch, gpu=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cards(device) == expected
 
 
 def test_a_gpu_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def summed(
     most, ranks = _most(resident, modules, encoded), resident.node.ranks
     if ranks.sharded:  # all are here, and are to make as many passes
         most = ranks.least(most)
-    costs = pieces.costs(adapter.model.device, most)
+    costs = pieces.costs(adapter.model, most)
     cut = pieces.cut([encoded.length(i) for i in order], costs)
     batches = (task.batch(encoded, [order[i] for i in piece]) for piece in cut)
     return gradients(adapter, modules, batches, task.losses)

@@ -47,7 +47,7 @@ def sums(
 ) -> Tensor:
     """What each pass of `evaluate` adds to the sums of `score`, (p, 3) float64 on the CPU; of
     the passes that are this `share` of all."""
-    rows, costs = range(len(encoded)), pieces.costs(model.device, most)
+    rows, costs = range(len(encoded)), pieces.costs(model, most)
     if steady:
         passes = alone(encoded, rows, task.max_length, model.device, ranks)
     else:

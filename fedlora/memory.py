@@ -108,9 +108,9 @@ def _base(model: PreTrainedModel, chosen: settings.Model) -> int:
 
 def _rows(config: Config) -> int:
     """Rows of the largest pass."""
-    train, costs = config.train, pieces.costs(config.simulation.device)
+    train, most = config.train, pieces.most(config.simulation.device)
     rows = min(train.batch_size, train.micro_batch or train.batch_size)
-    return max(1, min(rows, costs.most // pieces.padded(config.data.max_length)))
+    return max(1, min(rows, most // pieces.padded(config.data.max_length)))
 
 
 def _kept(config: Config, model: PreTrainedModel) -> int:

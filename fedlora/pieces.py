@@ -4,8 +4,9 @@ Every row of a piece is padded to its longest, and a pass over one costs a fixed
 tokens. A batch's loss is a mean over its rows: the gradients of its pieces add up to its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,14 +26,45 @@ class Costs:
 # On a core a pass of a few hundred tokens is as fast a token as one gets, and past a thousand the
 # activations leave the caches. A GPU is far from busy with that many; only its memory is a bound.
 CORE = Costs(32, 1024)
-GPU = Costs(16384, 2**31)
+GPU_MOST = 2**31
+# A GPU waits for its kernels to be started. Guesses until `fitted` has them of a real card.
+LAUNCH = 10e-6  # seconds to start a kernel
+KERNELS = 100  # of a layer and its adapters, forward and backward
+FLOPS = 1e14  # a second, as reached in bf16
 
 
-def costs(device: torch.device | str, most: int | None = None, rows: int | None = None) -> Costs:
-    """Those of a device, for passes of at most so many tokens where memory allows no more, and of
-    at most so many rows."""
-    usual = CORE if torch.device(device).type == "cpu" else GPU
-    return Costs(usual.fixed, usual.most if most is None else max(1, min(most, usual.most)), rows)
+def costs(model: Any, bound: int | None = None, rows: int | None = None) -> Costs:
+    """Those of a model where it is, for passes of at most so many tokens where memory allows no
+    more, and of at most so many rows."""
+    cpu = model.device.type == "cpu"
+    return Costs(CORE.fixed if cpu else started(model), most(model.device, bound), rows)
+
+
+def most(device: torch.device | str, bound: int | None = None) -> int:
+    """Padded tokens of a pass on a device, at most so many."""
+    usual = CORE.most if torch.device(device).type == "cpu" else GPU_MOST
+    return usual if bound is None else max(1, min(bound, usual))
+
+
+def started(model: Any) -> int:
+    """Padded tokens that a GPU computes in the time in which a pass's kernels are started, for L
+    layers of W weights in all: a token takes 2 W operations forward, and as many backward, where
+    the weights are frozen and inputs alone have gradients,
+
+        fixed = L KERNELS LAUNCH / (4 W / FLOPS).
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    weights = model.num_parameters(exclude_embeddings=True)
+    return round(layers * KERNELS * LAUNCH * FLOPS / (4 * weights))
+
+
+def fitted(seconds: Mapping[int, float]) -> tuple[float, float]:
+    """(seconds of a pass besides its tokens, seconds a token), by least squares of what passes of
+    two or more sizes took, {padded tokens: seconds}. Their quotient is `Costs.fixed`."""
+    tokens = torch.tensor([[1.0, n] for n in seconds], dtype=torch.float64)
+    took = torch.tensor(list(seconds.values()), dtype=torch.float64)
+    fixed, each = torch.linalg.lstsq(tokens, took[:, None]).solution[:, 0].tolist()
+    return fixed, each
 
 
 def padded(length: int) -> int:

@@ -146,7 +146,7 @@ class Resident:
             if memory is not None:
                 raise
             return None
-        logits = under_way(model, pieces.costs(model.device).most)
+        logits = under_way(model, pieces.most(model.device))
         tokens = max(1, int((room / 2 - logits) / each))
         return tokens if memory is not None else 1 << (tokens.bit_length() - 1)
 

@@ -76,7 +76,7 @@ def train(
         stack.inverses() if settings.optimizer == "lora-fa" else None,
         stacked=True,
     )
-    costs = pieces.costs(adapter.model.device, most, settings.micro_batch)
+    costs = pieces.costs(adapter.model, most, settings.micro_batch)
     found: list[tuple[list[int], Tensor]] = []  # each pass's owners, and its rows' shares of losses
     done: dict[int, Tensors] = {}
     seen = [0] * len(members)
@@ -114,7 +114,7 @@ def evaluate(
     """Each member's own model on its rows; the arguments are those of `train`."""
     stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members])
     rows = joined(members, adapter)
-    costs = pieces.costs(rows.device, most)
+    costs = pieces.costs(adapter.model, most)
     none = torch.zeros(3, 0, dtype=torch.float64, device=rows.device)
     found: list[tuple[list[int], Tensor]] = [([], none)]  # each pass's owners, what its rows add
     everything = {k: list(range(len(m.encoded))) for k, m in enumerate(members)}

@@ -48,7 +48,7 @@ def train(
     updater = fresh(adapter, parts, settings, settings.steps_a_round(len(encoded)), turn)
     total, rows = torch.zeros((), device=parameters[0].device), 0
     steps = 0
-    costs = pieces.costs(total.device, most, settings.micro_batch)
+    costs = pieces.costs(model, most, settings.micro_batch)
     model.train()
     with forked(*seed, "dropout", *ranks.path):
         for indices in batches(len(encoded), settings, stream(*seed, "rows")):

@@ -49,7 +49,7 @@ def train(
     """
     stack = Stack(adapter, [m.tensors for m in members], [m.scale for m in members], parts)
     rows = joined(members, adapter)
-    costs = pieces.costs(adapter.model.device, most, privacy.physical_batch)
+    costs = pieces.costs(adapter.model, most, privacy.physical_batch)
     own = [_parameters(stack, k) for k in range(len(members))]
     updates = [
         Updates(_updater(own[k], m, settings), len(m.encoded), settings, privacy, *noises[k])

@@ -141,7 +141,7 @@ def train(
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
     device = adapter.model.device
-    costs = pieces.costs(device, rows=privacy.physical_batch)
+    costs = pieces.costs(adapter.model, rows=privacy.physical_batch)
     with forked(int.from_bytes(secret), "dropout", *ranks.path), engine as gradients:
         while (drawn := updates.draw()) is not None:
             if steady:

@@ -1,6 +1,7 @@
 """Where a process has its model, and in which format: what the configuration leaves open."""
 
 import os
+from typing import Any
 
 import psutil
 import torch
@@ -35,7 +36,8 @@ def prepare(config: Config) -> None:
     if same:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(same)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # nothing here reads any
     torch.backends.cudnn.deterministic = same
 
 

@@ -28,7 +28,7 @@ IGNORED = -100  # as a target: a token that is read and not learnt
 LOGITS = 2**24  # of a chunk
 BYTES = 16  # of one under way: logit, its logarithm of a chance, and their gradients
 
-Tail = Callable[[Tensor], Tensor]  # (n, d) -> (n, v)
+Tail = Callable[[Tensor], Tensor]  # (1, n, d) -> (n, v)
 
 
 def likelihood(
@@ -76,7 +76,8 @@ class _Likelihood(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         learns, found = ctx.needs_input_grad[0], []
         for places, tokens in zip(where.split(size), targets.split(size), strict=True):
-            found.append(_chunk(hidden.detach().index_select(0, places), tokens, tail, learns))
+            h = hidden.detach()[None].index_select(1, places)
+            found.append(_chunk(h, tokens, tail, learns))
         losses, right, g = (torch.cat(each) for each in zip(*found, strict=True))
         ctx.shape = hidden.shape
         ctx.save_for_backward(where, g)
@@ -94,10 +95,10 @@ class _Likelihood(torch.autograd.Function):
 
 
 def _chunk(h: Tensor, targets: Tensor, tail: Tail, learns: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses (n,), right (n,), g (n, d)); (0,) in place of g unless it `learns`."""
+    """(losses (n,), right (n,), g (n, d)) of h (1, n, d); (0,) in place of g unless it `learns`."""
     with torch.set_grad_enabled(learns):
         losses, right = _compared(tail(h.requires_grad_(learns)), targets)
-        g = torch.autograd.grad(losses.sum(), h)[0] if learns else h.new_empty(0)
+        g = torch.autograd.grad(losses.sum(), h)[0][0] if learns else h.new_empty(0)
     return losses.detach(), right, g
 
 
@@ -155,9 +156,9 @@ def _tail(causal: nn.Module, body: nn.Module, kind: type) -> Tail:
     """The model with another body, which hands on what it is given as an output of this kind."""
 
     def tail(h: Tensor) -> Tensor:
-        unread = h.new_zeros(1, len(h), dtype=torch.int64)
+        unread = h.new_zeros(h.shape[:2], dtype=torch.int64)
         own = vars(body).get("forward")
-        body.forward = lambda *_, **__: kind(last_hidden_state=h[None])
+        body.forward = lambda *_, **__: kind(last_hidden_state=h)
         try:
             return causal(input_ids=unread, use_cache=False).logits[0]
         finally:

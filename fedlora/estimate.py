@@ -80,5 +80,5 @@ def _most(resident: Resident, modules: Sequence[str], encoded: Any) -> int:
     with summing(resident.adapter, dict.fromkeys(modules, torch.empty(0))):
         own = kept(model, lambda: resident.task.losses(model, batch))
     each = UNDER_WAY * own / pieces.padded(encoded.length(row))
-    logits = under_way(model.get_base_model(), pieces.costs(model.device).most)
+    logits = under_way(model.get_base_model(), pieces.most(model.device))
     return max(1, int((HALF * room(resident) - logits) / each))

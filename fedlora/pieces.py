@@ -36,8 +36,9 @@ FLOPS = 1e14  # a second, as reached in bf16
 def costs(model: Any, bound: int | None = None, rows: int | None = None) -> Costs:
     """Those of a model where it is, for passes of at most so many tokens where memory allows no
     more, and of at most so many rows."""
-    cpu = model.device.type == "cpu"
-    return Costs(CORE.fixed if cpu else started(model), most(model.device, bound), rows)
+    device = next(model.parameters()).device
+    fixed = CORE.fixed if device.type == "cpu" else started(model)
+    return Costs(fixed, most(device, bound), rows)
 
 
 def most(device: torch.device | str, bound: int | None = None) -> int:

@@ -57,7 +57,7 @@ def model(device, layers=16, parameters=1e9):
     made = SimpleNamespace(num_hidden_layers=layers)
     made.get_text_config = lambda: made
     return SimpleNamespace(
-        device=torch.device(device),
+        parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]),
         config=made,
         num_parameters=lambda exclude_embeddings: parameters if exclude_embeddings else None,
     )

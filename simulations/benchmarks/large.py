@@ -5,7 +5,7 @@
 
 The shapes are real: Llama-3.2-1B and Llama-3-8B, all seven linears of every layer, r = 16. Nothing
 is trained, and there is no base model: clients are stand-ins that answer with noise, and what is
-measured is the server, whose rounds are a run's own (see `standins`). Ten minutes on two cores.
+measured is the server, whose rounds are a run's own (see `standins`).
 """
 
 import argparse
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write the JSON file if asked to."""
     parser = argparse.ArgumentParser(description="The server of a large model's federation.")
     parser.add_argument("--quick", action="store_true", help="a tiny model, three clients")
-    parser.add_argument("--all", action="store_true", help="8B × 50 too; an hour, 20 GB of disk")
+    parser.add_argument("--all", action="store_true", help="8B × 50 too; 10 GB of disk")
     parser.add_argument("--json", type=Path, help="where to write the results")
     given = parser.parse_args(arguments)
     started = perf_counter()

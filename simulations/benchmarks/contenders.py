@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import config, data, training
+from fedlora import config, data, parallel, training
 from fedlora.adapters import Adapter
 from fedlora.optimizers import Turn
 from fedlora.privacy import entropy
@@ -96,7 +96,8 @@ def engine(name: str, load: Workload, adapter: Adapter, rows: int) -> Iterator[S
     """One of `fedlora.privacy.engines`, stepped as `fedlora.privacy.training` does."""
     from fedlora.privacy.optimizer import Optimizer
 
-    updater = Optimizer(secret=entropy.insecure(0), **load.private(adapter, rows))
+    settings = load.private(adapter, rows)
+    updater = Optimizer(secret=entropy.insecure(0), ranks=parallel.ALONE, **settings)
     with per_example(name, adapter, adapter.parts) as gradients:
 
         def step(batch: Batch) -> int:

@@ -151,12 +151,15 @@ class Served(Coordinator):
         observer: Observer,
     ) -> None:
         self._scaling = Scaling(config.adapter.rank, config.adapter.alpha or config.adapter.rank)
-        adapter = SimpleNamespace(parts=PARTS[strategy.adapter], shapes=shapes)
+        adapter = SimpleNamespace(
+            parts=PARTS[strategy.adapter], shapes=shapes, scaling=self._scaling
+        )
         resident = SimpleNamespace(
             config=config,
             strategy=strategy,
             adapter=adapter,
             federation=SimpleNamespace(test=()),  # so that there is nothing to score
+            load=lambda view, scale: None,
         )
         super().__init__(grid, cast(Any, resident), run, observer, lambda *_: Rated())
         self.greeter = cast(Any, SimpleNamespace(greet=lambda: None))

@@ -52,9 +52,9 @@ class Owned:
         chosen = [self.nodes[c] | more for c in clients or self.nodes]
 
         def owned(grid: InProcessGrid) -> InProcessGrid:
-            simulated = grid._context
+            simulated = grid.context
             grid._clients = len(chosen)
-            grid._context = lambda node: {**simulated(node), "node_config": chosen[node - 1]}
+            grid.context = lambda node: {**simulated(node), "node_config": chosen[node - 1]}
             grid._answered = answered
             return grid
 

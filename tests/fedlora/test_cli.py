@@ -39,7 +39,7 @@ MISTAKES = {
     "unknown method": (["strategy.name=fedx"], "no method 'fedx'; did you mean 'fedex'? (known: "),
     "unknown module": (["strategy.name=nowhere:Mine"], "run where nowhere.py lies"),
     "a name like an emoji": (["strategy.name=nowhere:X"], "for the method nowhere:X: run"),
-    "not its setting": (["strategy.ranks=[1]"], "strategy.ranks: no such key (known: name, trunc"),
+    "not its setting": (["strategy.sides=[1]"], "strategy.sides: no such key (known: name, trunc"),
     "settings at odds": (["strategy.truncate=1", "strategy.assignment=local"], "strategy: truncat"),
     "no target": (["adapter.target_modules=qury"], "matches no module"),
     "rank above the layer": (["adapter.rank=33"], "33"),

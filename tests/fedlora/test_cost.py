@@ -258,9 +258,12 @@ def test_a_rank_or_a_scale_that_is_none_is_no_cost() -> None:
 @pytest.fixture
 def memory_of_others() -> Iterator[None]:
     """Torch fills what nobody filled with NaN, in place of what happens to lie there."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def test_nothing_that_lies_in_memory_is_counted(memory_of_others: None) -> None:

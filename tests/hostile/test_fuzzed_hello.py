@@ -47,8 +47,8 @@ class Nodes:
     def push_messages(self, messages: Any) -> list[str]:
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
-            self.asked.append(message)
-        return [m.metadata.message_id for m in self.asked[-1:]]
+        self.asked += messages
+        return [m.metadata.message_id for m in messages]
 
     def pull_messages(self, ids: list[str]) -> list[Message]:
         asked, self.asked = self.asked, []

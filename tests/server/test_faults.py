@@ -29,8 +29,8 @@ def failing(monkeypatch, fit):
     """Training is done by `fit(real, client, round, …)`."""
     real = training.train
 
-    def fake(task, adapter, parts, encoded, settings, seed, most, turn):
-        arguments = (task, adapter, parts, encoded, settings, seed, most, turn)
+    def fake(task, adapter, parts, encoded, settings, seed, *more):
+        arguments = (task, adapter, parts, encoded, settings, seed, *more)
         return fit(lambda: real(*arguments), seed[2], seed[3], adapter.trainable(parts))
 
     monkeypatch.setattr(training, "train", fake)

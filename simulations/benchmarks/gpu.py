@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from fedlora import pieces
 from fedlora.config import MINILM
 from fedlora.models import packaged
 from simulations.benchmarks import llama, whole_runs
@@ -32,6 +33,7 @@ from simulations.benchmarks.machine import machine, versions
 from simulations.benchmarks.whole_runs import Load
 
 SECONDS = 420.0  # after which no part begins
+SIZES = [1, 4, 16, 64]  # rows of a pass whose cost is fitted
 ROWS = 64  # of a piece that every contender trains on
 TESTS = 150.0  # seconds that the tests marked `gpu` may take
 
@@ -145,6 +147,21 @@ def sameness(given: Given) -> TableData:
     return _table("Twice the same", ["what", "found"], rows)
 
 
+def fixed(given: Given) -> TableData:
+    """What a pass costs besides its tokens, measured and as `fedlora.pieces` has it."""
+    bench = given.bench()
+    took = bench.passes(SIZES, given.repeats)
+    besides, each = pieces.fitted(took)
+    rows = [[f"a pass of {n:,} padded tokens", f"{1e3 * s:.2f} ms"] for n, s in took.items()]
+    rows += [
+        ["fitted: besides its tokens", f"{1e3 * besides:.2f} ms"],
+        ["fitted: a token", f"{1e6 * each:.2f} µs"],
+        ["fitted: besides, in tokens", f"{besides / each:,.0f}"],
+        ["fedlora.pieces, on a GPU", f"{pieces.started(bench.adapter.model):,}"],
+    ]
+    return _table("What a pass costs", ["what", "found"], rows)
+
+
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> TableData:
     return {"title": title, "columns": columns, "rows": rows}
 
@@ -154,6 +171,7 @@ def parts(given: Given) -> Iterator[tuple[str, Part]]:
     yield "speed", lambda: speed(given)
     yield "run", lambda: default_run(given)
     yield "llama", lambda: llama_run(given)
+    yield "fixed", lambda: fixed(given)
     yield "same", lambda: sameness(given)
     yield "4bit", lambda: speed(given, quantize="4bit")
     yield "tests", lambda: tests(given)

@@ -100,6 +100,22 @@ class Bench:
         found = max(_apart(*pair) for pair in zip(stacks[0], apart, strict=True))
         yield f"{clients} stacked clients against one after another", f"{found:.1e}"
 
+    def passes(self, sizes: Sequence[int], repeats: int) -> dict[int, float]:
+        """{padded tokens: seconds} of one pass forward and backward, the least of the repeats; the
+        first one does not count."""
+        self.adapter.load(self.start, self.scale)
+        self.adapter.trainable(self.adapter.parts)
+        now, took = clock(self.device), {}
+        for rows in sizes:
+            batch = self.task.batch(self.encoded, range(rows))
+            seconds = []
+            for _ in range(1 + repeats):
+                start = now()
+                self.task.losses(self.adapter.model, batch).sum().backward()
+                seconds.append(now() - start)
+            took[batch["input_ids"].numel()] = min(seconds[1:])
+        return took
+
     def plain(self, model: Any, rows: list[int]) -> int:
         """A loop as anybody writes it."""
         with forked(0, "benchmark", "dropout"):

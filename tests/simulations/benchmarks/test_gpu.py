@@ -6,21 +6,16 @@ from pathlib import Path
 import pytest
 
 from simulations.benchmarks import gpu
-from simulations.benchmarks.gpu_passes import PLAIN
 
 
-def test_every_way_to_train_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tokens a second of each, PEFT alone first; what is done twice is the same."""
+def test_what_is_done_twice_is_the_same(tmp_path: Path) -> None:
+    """And what a pass costs is fitted. (tests/pretended has it measure every way to train.)"""
     path = tmp_path / "gpu.json"
-    asked = ["--device", "cpu", "--shape", "tiny", "--repeats", "1", "--parts", "speed", "same"]
-    assert gpu.main([*asked, "--json", str(path)]) == 0
-    report = json.loads(path.read_text())
-    speed, same = report["tables"]
-    ways = [row[:3] for row in speed["rows"]]
-    assert ways[0] == [PLAIN, "–", "16"] and len(ways) == 5
-    assert all(float(row[4].rstrip("×")) > 0 for row in speed["rows"])
+    asked = ["--device", "cpu", "--shape", "tiny", "--repeats", "1", "--json", str(path)]
+    assert gpu.main([*asked, "--parts", "fixed", "same"]) == 0
+    fixed, same = json.loads(path.read_text())["tables"]
+    assert "in tokens" in fixed["rows"][-2][0]
     assert [told for what, told in same["rows"] if "against" not in what] == ["the same bits"] * 2
-    assert PLAIN in capsys.readouterr().out
 
 
 def test_a_part_that_fails_hides_no_other(

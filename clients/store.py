@@ -14,21 +14,17 @@ digest of its order: the same order again gets the same reply.
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from fedlora import profile
 from fedlora.tensorfiles import save, saved
 from fedlora.tensors import Tensors
-from fedlora.views import Blocks, View
+from fedlora.views import View
 from fedlora.wire import Parcel
-
-BLOCKS = TypeAdapter(dict[str, Blocks])
 
 
 class Missing(Exception):
@@ -51,13 +47,16 @@ class Store:
 
     @profile.timed("store")
     def view(self, tag: str) -> View:
-        """The digests are those that were kept with it, so that not all of it is read again."""
+        """A file that has other values than were kept is used by nobody any more."""
         try:
             tensors, about = saved(self._file("view-", tag))
         except (OSError, SafetensorError) as e:
             raise Missing("view", f"view-{tag}: {e}") from None
-        blocks = _blocks(about.get("blocks", ""))
-        return View(tensors, blocks) if blocks.keys() == tensors.keys() else View.of(tensors)
+        found, kept = View.of(tensors), about.get("fingerprint", "")
+        if found.fingerprint != kept:
+            (self._views / f"{plain(kept)}.safetensors").unlink(missing_ok=True)
+            raise Missing("view", f"view-{tag} is damaged: it has other values than were kept")
+        return found
 
     def own(self, round: int, private: bool = False) -> Tensors:
         """The parts that are its own, of a round. What was trained without privacy is none of a
@@ -75,7 +74,7 @@ class Store:
         """Clients that hold the same have one file of it together, which goes with the last."""
         self.path.mkdir(parents=True, exist_ok=True)
         shared = self._views / f"{view.fingerprint}.safetensors"
-        about, own = {"blocks": json.dumps(view.blocks)}, self._file("view-", tag)
+        about, own = {"fingerprint": view.fingerprint}, self._file("view-", tag)
         if not (_whole(shared) and _linked(shared, own)):
             self._views.mkdir(exist_ok=True)
             save(view.tensors, shared, about)
@@ -167,14 +166,6 @@ def _linked(held: Path, name: Path) -> bool:
         return True
     finally:
         aside.unlink(missing_ok=True)  # it is still there where both were one file before
-
-
-def _blocks(text: str) -> Mapping[str, Blocks]:
-    """The digests that a file tells; none, where it is of somebody who knew none."""
-    try:
-        return BLOCKS.validate_json(text)
-    except ValidationError:
-        return {}
 
 
 def plain(name: str) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 from simulations.benchmarks.machine import machine, versions
 
 BENCHMARKS = ["engine", "scale", "aggregation", "exact", "overhead", "stacks"]
-APART = [
-    "large"
-]  # too long to be run with the others: `make bench-large`, whose report is kept here
+# Too long to be run with the others: `make bench-large`, whose report is kept beside this file.
+APART = ["large"]
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 TIMEOUT = 1200.0  # seconds of one benchmark

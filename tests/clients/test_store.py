@@ -130,14 +130,22 @@ def test_a_damaged_file_is_not_used_again(store):
         store.view("0001-0")
 
 
-@pytest.mark.parametrize("about", [None, {"blocks": "no"}, {"blocks": '{"layer.B": [1]}'}])
-def test_digests_are_read_with_the_view_or_made(store, about):
-    """A file without them, or with what is none, is read whole."""
+def test_other_values_than_were_kept_are_noticed(store):
+    """One flipped bit, in a file that is whole otherwise: the view is missing, for all who have the
+    file, and is written anew when it is sent again. A file that tells no digest is no better."""
     view = View.of(tensors(1))
     store.keep_view(view, "0001-0", "")
-    assert store.view("0001-0").blocks == view.blocks
-    save(view.tensors, store.path / "view-0001-0.safetensors", about)
-    assert store.view("0001-0").fingerprint == view.fingerprint
+    (path,) = (store.path.parent / "views").iterdir()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Missing, match="damaged"):
+        store.view("0001-0")
+    store.keep_view(view, "0002-0", "")
+    assert store.view("0002-0").fingerprint == view.fingerprint
+    save(view.tensors, store.path / "view-0003-0.safetensors")
+    with pytest.raises(Missing, match="damaged"):
+        store.view("0003-0")
 
 
 @pytest.mark.parametrize("links", [True, False])

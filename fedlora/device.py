@@ -69,6 +69,13 @@ def chosen(model: Model, device: str) -> str:
     return "bf16" if model.quantize or modern else "fp32"
 
 
+def release(device: str) -> None:
+    """Let other processes have what torch holds of a device's memory unused."""
+    place = torch.device(device)
+    if place.type in ("cuda", "xpu"):
+        torch.get_device_module(place).empty_cache()
+
+
 def free(device: torch.device | str) -> int:
     """Bytes that this process may still take where its model is: of a GPU's own memory, what torch
     holds of it unused included; else of the machine's."""

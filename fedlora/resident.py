@@ -3,14 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.data.owned import own
-from fedlora.device import FREE, free, prepare, settled
+from fedlora.device import FREE, free, prepare, release, settled
 from fedlora.errors import MethodError, UserError
 from fedlora.footprint import token_bytes
 from fedlora.models import digest, tokenizer_digest
@@ -119,6 +120,25 @@ class Resident:
         except (AssertionError, RuntimeError) as e:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(f"device = {device} cannot be used: {reason}") from None
+
+    def rest(self) -> None:
+        """The model goes to the CPU, so that the device's memory is for the processes that
+        train."""
+        self.adapter.model.to("cpu")
+        release(self.config.simulation.device)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, a model that rests is on the device."""
+        device, model = self.config.simulation.device, self.adapter.model
+        if model.device.type == torch.device(device).type:
+            yield
+            return
+        model.to(device)
+        try:
+            yield
+        finally:
+            self.rest()
 
     @cached_property
     def most(self) -> int | None:

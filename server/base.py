@@ -35,7 +35,10 @@ class ServerBase:
         self._deadline = resident.config.run.deadline
         self._known: dict[tuple[str, str], torch.Tensor] = {}
         config, wire = resident.config, resident.config.run.wire_dtype
-        self._initial = initial(resident.adapter, config.adapter, config.run.seed, wire)
+        self._device = config.simulation.device  # where there is much to compute, wherever W0 is
+        self._initial = initial(
+            resident.adapter, config.adapter, config.run.seed, wire, self._device
+        )
         self.rank = resident.adapter.scaling.rank
         self.scale = resident.adapter.scaling.at(self.rank)
         train = resident.config.train
@@ -47,7 +50,7 @@ class ServerBase:
         return {k: t.clone() for k, t in self._initial.items()}
 
     def weight(self, module: str) -> torch.Tensor:
-        return self._resident.adapter.weight(module)
+        return self._resident.adapter.weight(module).to(self._device)
 
     def generator(self, name: str) -> torch.Generator:
         return stream(self._resident.config.run.seed, "begin", name)
@@ -85,7 +88,8 @@ class ServerBase:
                 "the server has no public rows to take gradients over: set data.public above 0, "
                 "or let clients give theirs with strategy.init=clients (or sketch), or use xs"
             )
-        return estimate.summed(self._resident, "public", "", group, rows, self._head())
+        with self._resident.at_work():
+            return estimate.summed(self._resident, "public", "", group, rows, self._head())
 
     def _clients(self, group: list[str]) -> Tensors:
         return self._gathered({m: self.shapes[m] for m in group}, {"stage": "sum"}, {})

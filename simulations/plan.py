@@ -37,6 +37,12 @@ def beside(config: Config) -> int:
     return max(1, math.ceil(workers(config) / devices))
 
 
+def rests(config: Config) -> bool:
+    """Whether this process's model leaves the device to the workers, who train and score. A
+    quantised one stays where it was made: its packed weights are that device's."""
+    return workers(config) > 0 and not config.model.quantize
+
+
 def chosen(resident: Resident) -> tuple[Config, str]:
     """The configuration with the choices that it leaves open, and why clients are served one after
     another where they could be expected to share passes, or ""."""
@@ -57,9 +63,9 @@ def _free(resident: Resident) -> int:
     """Bytes for all workers of a device together once each has its model: on a CPU they share its
     pages with this process."""
     model: Any = resident.adapter.model
-    device = model.device
+    device, config = model.device, resident.config
     each = sum(t.nbytes for t in model.parameters()) if device.type != "cpu" else 0
-    return max(0, free(device) - each * beside(resident.config))
+    return max(0, free(device) - each * (beside(config) - rests(config)))  # this one is there
 
 
 def _hindrance(resident: Resident) -> str:

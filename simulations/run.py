@@ -49,6 +49,8 @@ def simulate(
     _ = resident.adapter  # a wrong model or target is said before anything is written
     config, apart = stacking.chosen(resident)
     resident.config = config
+    if stacking.rests(config):
+        resident.rest()
     fresh = run is None
     run = run or RunDir.create(config)
     settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now

@@ -16,15 +16,16 @@ ADAPTER = 11_272_192  # r = 16, all seven linears
 @pytest.mark.slow
 def test_a_billion_parameters_on_one_machine(tmp_path: Path) -> None:
     """Two clients, two rounds, one step of two short rows, all seven linears in a bf16 base: every
-    update is used, what crosses is the adapter in bf16, and a worker takes no more than one and a
-    half bases, all processes together two and a half (proportional set sizes, so that shared pages
-    count once)."""
+    update is used, what crosses is the adapter in bf16, and the base is in memory once: with all
+    libraries and adapters all processes together have less than two and a quarter of it
+    (proportional set sizes, so that shared pages count once). By FedIT, whose state does not grow
+    by the round."""
     shape = replace(llama.ONE_BILLION, words=8)
     model, rows = llama.save(tmp_path / "model", shape), tmp_path / "rows.jsonl"
     llama.write_rows(rows, shape, 2, 4)
     settings = [
         *(f"model.name={model}", "model.task=instruction", "model.dtype=bf16"),
-        *("adapter.rank=16", "adapter.target_modules=all-linear"),
+        *("strategy.name=fedit", "adapter.rank=16", "adapter.target_modules=all-linear"),
         *(f"data.name={rows}", "data.partition=natural", "data.by=client"),
         *("data.test=0", "data.public=0", "data.holdout=0", "data.max_length=32"),
         *("train.steps=1", "train.batch_size=2", "run.rounds=2", "run.wire=bf16"),
@@ -35,5 +36,5 @@ def test_a_billion_parameters_on_one_machine(tmp_path: Path) -> None:
     told = {k: round(getattr(found, k) / GB, 2) for k in ("parent", "worker", "together")}
     print(f"GB at the peak: {told}; the base has {base / GB:.2f}; rounds took {found.rounds} s")
     assert len(found.rounds) == 2 and found.update == 2 * ADAPTER
-    assert found.worker < 1.5 * base
-    assert found.together < 2.5 * base
+    assert found.worker < 1.25 * base
+    assert found.together < 2.25 * base

@@ -27,7 +27,11 @@ from fedlora.tensors import Tensors
 
 
 def initial(
-    adapter: Adapter, config: settings.Adapter, seed: int, wire: torch.dtype = torch.float32
+    adapter: Adapter,
+    config: settings.Adapter,
+    seed: int,
+    wire: torch.dtype = torch.float32,
+    device: str | None = None,
 ) -> Tensors:
     """Every tensor that the adapter begins with, the residual included. A layer's draws depend on
     its name alone.
@@ -35,6 +39,7 @@ def initial(
     Args:
         wire: the format that A and B cross to clients in. Rounded to it here, they are on every
             client what was taken out.
+        device: on which W0 is decomposed, by default the model's.
     """
     tensors = adapter.initial()
     if config.init == "default":
@@ -42,7 +47,7 @@ def initial(
     s = adapter.scaling.at(adapter.scaling.rank)
     for module in adapter.shapes:
         with forked(seed, "init", module):
-            factors = _by_peft(adapter, adapter.weight(module), config.init)
+            factors = _by_peft(adapter, adapter.weight(module).to(device=device), config.init)
         A, B = (t.to(wire).float() for t in factors)
         tensors |= {f"{module}.A": A, f"{module}.B": B}
         if config.takes_out:

@@ -57,6 +57,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Told]]]:
     for name in LOOPS:
         yield f"step {name}", partial(steps.watched_steps, name)
     yield "boundary", steps.boundary
+    yield "rest", steps.rest
     yield "passes", steps.watched_passes
     yield "gpu", benchmark
     yield "refused", rules.refused

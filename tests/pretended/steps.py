@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
+
+import torch
 
 from fedlora import config, evaluation, settings, stacking, training
 from fedlora.privacy import stacking as private_stacking
@@ -95,6 +97,28 @@ def boundary() -> dict[str, Any]:
         "read": adapter.read(PARTS)[f"{module}.B"],
     }
     return {name: str(t.device) for name, t in given.items()}
+
+
+def rest() -> dict[str, Any]:
+    """A model that rests: where all of it is, where what a method's first state is made of, and
+    whether a gradient is what it is without rest, after which the model rests again. (That is noted
+    and not done, as the pretended device keeps hold of what had gradients.)"""
+    usual, loops = Loops([]), Loops([])
+    base = ServerBase(loops.resident, Mock(), Roster(), Observer())
+    module, state = next(iter(base.shapes)), loops.adapter.model.state_dict
+    loops.resident.rest()
+    places = {str(t.device) for t in state().values()}
+    weight = base.weight(module)
+    with patch.object(Resident, "rest") as again:
+        gradient = base.gradient(module)
+    expected = ServerBase(usual.resident, Mock(), Roster(), Observer()).gradient(module)
+    return {
+        "model": sorted(places),
+        "weight": str(weight.device),
+        "gradient": str(gradient.device),
+        "same": bool(gradient.any()) and torch.equal(gradient, expected),
+        "again": again.call_count,
+    }
 
 
 def watched_steps(name: str) -> dict[str, Any]:

@@ -96,6 +96,12 @@ def test_what_an_adapter_gives_is_on_the_cpu(told: dict[str, Any]) -> None:
     assert told["boundary"] == where
 
 
+def test_a_model_that_rests_is_on_the_cpu(told: dict[str, Any]) -> None:
+    """Whole, but while gradients are asked of it; these are made on the device as before."""
+    where = {"model": ["cpu"], "weight": DEVICE, "gradient": DEVICE}
+    assert told["rest"] == {**where, "same": True, "again": 1}
+
+
 @pytest.mark.parametrize(("step", "format"), [("stacked", "float32"), ("bf16", "bfloat16")])
 def test_products_are_in_the_format_of_the_base(
     told: dict[str, Any], step: str, format: str

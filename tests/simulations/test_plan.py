@@ -93,6 +93,22 @@ def test_memory_is_a_share_of_what_is_free_and_bounds_copies(
     assert (config.simulation.memory, config.simulation.copies, why) == (room, 5, "")
 
 
+def test_on_a_device_every_worker_needs_a_base(
+    world: World, tmp_path: Path, machine: Callable[[int, float], None]
+) -> None:
+    """And the server none besides, as its own leaves: of two workers that share a device one has
+    the room of the base that is there now; a quantised one stays."""
+    mine = resident(world, tmp_path, simulation__workers=2, simulation__copies=1)
+    mine.adapter.model.to("meta")  # whose free memory is the machine's
+    base = sum(t.nbytes for t in mine.adapter.model.parameters())
+    machine(2, base + 16e6)
+    assert plan.rests(mine.config) and plan.chosen(mine)[0].simulation.memory == 4.0
+    packed = mine.config.model.model_copy(update={"quantize": "4bit"})
+    mine.config = mine.config.model_copy(update={"model": packed})
+    machine(2, 2 * base + 16e6)
+    assert not plan.rests(mine.config) and plan.chosen(mine)[0].simulation.memory == 4.0
+
+
 def test_a_machine_that_is_full_has_one_at_a_time(
     world: World, tmp_path: Path, machine: Callable[[int, float], None]
 ) -> None:

@@ -46,7 +46,9 @@ def plain(text: object, most: int = MOST) -> str:
     spaces; controls, marks of direction, what has no width, and halves of characters are written
     as escapes (`\\x1b`); what is too long ends in an ellipsis. What is neither text, a number nor
     an error is only named by its type."""
-    shown = "".join(map(_seen, _said(text)[: most + 1]))
+    shown = _said(text)[: most + 1]
+    if not (shown.isascii() and shown.isprintable()):  # letter by letter is slow
+        shown = "".join(map(_seen, shown))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 

@@ -28,6 +28,11 @@ def test_what_is_harmless_stays() -> None:
     assert plain(ValueError("no")) == "no"
 
 
+@given(some.text(some.characters(max_codepoint=0x7F), max_size=20))
+def test_ascii_alone_reads_as_beside_other_letters(text: str) -> None:
+    assert plain(text) == plain(text + "ü")[:-1]
+
+
 @pytest.mark.parametrize(
     "text", ["", " a", "a\n", "\u202ea", "a\u3164", "a" * 129, "\x00", 3, None, b"a", []]
 )

@@ -155,6 +155,7 @@ def made(resident: Resident, request: Fit | Rate, most: int | None) -> Fitted | 
             settings,
             config.privacy,
             *request.noise,
+            most=most,
             turn=member.turn,
             steady=resident.hides,
             ranks=shared,

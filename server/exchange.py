@@ -140,7 +140,9 @@ class Exchange:
                 yield Answer(self._unsent.pop(), None, "the message to it could not be sent")
             with profile.span("wait"):
                 replies = pull(self.grid, list(self._open))
-            for reply in replies:
+            found = bool(replies)
+            while replies:
+                reply = replies.pop(0)
                 about = reply.metadata
                 node = self._open.pop(about.reply_to_message_id, None)
                 if node is None:
@@ -150,15 +152,16 @@ class Exchange:
                     yield Answer(node, None, "another node answered in its place", malformed=True)
                 else:
                     yield _answer(node, reply)
-            pause = FASTEST if replies else min(2 * pause, SLOWEST)
+                del reply  # or it is in memory beside the next
+            pause = FASTEST if found else min(2 * pause, SLOWEST)
             if time.monotonic() > self.until:
                 late = [*self._open.values(), *(m.metadata.dst_node_id for m in self._waiting)]
                 self._open = {}
                 for node in late:
                     yield Answer(node, None, "no reply before the deadline")
-            elif not (replies or wait):
+            elif not (found or wait):
                 return
-            elif not replies and self._open and not self._waits:
+            elif not found and self._open and not self._waits:
                 with profile.span("wait"):
                     time.sleep(pause)
 

@@ -209,6 +209,7 @@ class Coordinator:
                 share = member.examples if by_rows else 1
                 sent, client = phase.recalled(reply.client), member.as_client(reply.client)
                 outcome.inbox.accept(client, reply.parcel.tensors, sent, share, metrics)
+                reply.parcel.tensors.clear()  # or they are in memory beside the next
                 continue
             silent = reply.parcel is None and not reply.malformed
             (outcome.failed if silent else outcome.dropped)[reply.client] = reason

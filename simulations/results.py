@@ -14,10 +14,14 @@ from strategies import load
 
 
 def loaded(
-    run: RunDir, client: str | None, given: settings.Tree | None = None
+    run: RunDir, client: str | None, given: settings.Tree | None = None, counted: bool = False
 ) -> tuple[Resident, int]:
     """The model and data of a run's own configuration with what is `given` laid over it, the global
     model or a client's own loaded into it; and the last whole round.
+
+    Args:
+        counted: whether what its passes may have, `most`, is to be known: nothing that is loaded
+            outlasts the counting.
 
     Raises:
         UserError: there is no whole round yet, or no such client.
@@ -25,6 +29,8 @@ def loaded(
     checkpoint = latest(run)
     tree = settings.merged(settings.read(run.path / "config.toml", []), given or {})
     resident = Resident(*settings.resolve(tree, load))
+    if counted:
+        _ = resident.most
     if client is None:
         load_global(resident, checkpoint.state, checkpoint.round)
     else:
@@ -33,7 +39,7 @@ def loaded(
 
 
 def speaking(
-    run: RunDir, client: str | None, given: settings.Tree | None = None
+    run: RunDir, client: str | None, given: settings.Tree | None = None, counted: bool = False
 ) -> tuple[Resident, int]:
     """As `loaded`, of a model that is somebody's: where parts stay with clients, there is no global
     one once these differ.
@@ -41,7 +47,7 @@ def speaking(
     Raises:
         UserError: as `loaded`, and where a client has to be named.
     """
-    resident, round = loaded(run, client, given)
+    resident, round = loaded(run, client, given, counted)
     if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
         known = ", ".join(sorted(_roster(run, latest(run)).members)[:20])
         raise UserError(

@@ -34,11 +34,12 @@ def evaluate(
             "model is the run's"
         )
     opened = RunDir.open(run)
-    resident, round = results.speaking(opened, client, given)
+    resident, round = results.speaking(opened, client, given, counted=True)
     rows = resident.federation.test if data is None else _rows(resident, data)
     if not len(rows):
         raise UserError("the run has no test rows: name some with --data")
-    found = evaluation.evaluate(resident.task, resident.adapter.model, resident.task.encode(rows))
+    model, encoded = resident.adapter.model, resident.task.encode(rows)
+    found = evaluation.evaluate(resident.task, model, encoded, resident.most)
     told: dict[str, Any] = {
         "model": f"client {client}" if client else "global",
         "round": round,
@@ -51,7 +52,7 @@ def evaluate(
         told["token_accuracy"] = told.pop("score")
         told["perplexity"] = report.perplexity(found.loss)
     if config.generate.rows:
-        speaker = Speaker(resident.adapter.model, resident.task.tokenizer, config.generate)
+        speaker = Speaker(model, resident.task.tokenizer, config.generate)
         said = answers.answer(speaker, rows, config.run.seed, round)
         told |= {"answers": len(said)}
         told |= likeness([a.answer for a in said], [a.reference for a in said])

@@ -125,6 +125,7 @@ def train(
     privacy: Privacy,
     mechanism: Mechanism,
     secret: bytes,
+    most: int | None = None,
     turn: Turn = ALONE,
     steady: bool = False,
     ranks: Ranks = parallel.ALONE,
@@ -132,6 +133,8 @@ def train(
     """One round of DP-SGD on the parts, in place; the arguments are those of `Updates`.
 
     Args:
+        most: padded tokens that memory has room for in one pass; None: any number. Steady passes
+            are of one size, whatever it says.
         steady: whether a row's gradient may depend on that row alone to the bit, see
             `fedlora.privacy.steady`.
     """
@@ -141,7 +144,7 @@ def train(
     adapter.model.train()
     engine = per_example(privacy.engine or "stacked", adapter, parts)
     device = adapter.model.device
-    costs = pieces.costs(adapter.model, rows=privacy.physical_batch)
+    costs = pieces.costs(adapter.model, most, privacy.physical_batch)
     with forked(int.from_bytes(secret), "dropout", *ranks.path), engine as gradients:
         while (drawn := updates.draw()) is not None:
             if steady:

@@ -1,5 +1,6 @@
 """Messages in shares and within a window, against a grid that does as it is told."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -184,3 +185,18 @@ def test_more_may_be_pushed_behind_those_that_wait() -> None:
 
 def test_nothing_pushed_is_nothing_answered() -> None:
     assert list(Exchange(Bounded(), DEADLINE).answers()) == []  # type: ignore[arg-type]
+
+
+def test_an_answer_that_was_taken_is_gone_before_the_next_is_there() -> None:
+    """Each may be hundreds of megabytes; whoever asks lets go of it too."""
+    taken: list[weakref.ref[Message]] = []
+
+    def reply(m: Message) -> Message:
+        assert all(one() is None for one in taken)
+        found = Message(wire.pack(Parcel({})), reply_to=m)
+        taken.append(weakref.ref(found))
+        return found
+
+    exchange = Exchange(Grid(reply=reply), DEADLINE)
+    exchange.push(orders(3, []))
+    assert len(list(exchange.answers())) == len(taken) == 3

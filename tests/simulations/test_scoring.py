@@ -5,8 +5,28 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import UserError
+from fedlora.resident import Resident
+from fedlora.tasks import Score
 from simulations import scoring
 from tests.federation import World, federate
+
+
+def test_passes_have_what_memory_has_room_for(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted before a model is loaded, which would not outlast it."""
+    ran = federate(world, tmp_path, **{"run.rounds": 1, "data.test": 0.2})
+    done: list[object] = []
+
+    def evaluate(task: object, model: object, rows: object, most: object) -> Score:
+        done.append(most)
+        return Score(1.0, 0.0, 1)
+
+    monkeypatch.setattr(Resident, "bound", lambda self, rows: done.append("counted") or 24)
+    monkeypatch.setattr(Resident, "load", lambda *_: done.append("loaded"))
+    monkeypatch.setattr(scoring.evaluation, "evaluate", evaluate)
+    scoring.evaluate(str(ran.run.path), {}, None, None)
+    assert done == ["counted", "loaded", 24]
 
 
 def test_a_classifier_is_scored_as_in_its_run(world: World, tmp_path: Path) -> None:

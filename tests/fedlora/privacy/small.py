@@ -36,10 +36,14 @@ DELTA = 1e-3
 
 
 class Task:
-    """As much of a task as private training needs."""
+    """As much of a task as private training needs; `passes` are the rows of each batch."""
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
 
     def batch(self, encoded: Tensor, indices: list[int]) -> dict[str, Tensor]:
         ids = encoded[list(indices)]
+        self.passes.append(len(ids))
         return {"input_ids": ids, "labels": ids.sum(1) % 3}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -70,6 +74,8 @@ def fit(
     clip: float = 1e6,
     engine: str | None = None,
     physical_batch: int = 64,
+    most: int | None = None,
+    task: Task | None = None,
     **settings: object,
 ) -> tuple[Tensors, Private]:
     """How far each trained tensor moved in a round of the real code, and what it told."""
@@ -84,7 +90,7 @@ def fit(
         physical_batch=physical_batch,
     )
     mechanism = Mechanism(sigma, q, DELTA)
-    told = train(Task(), made, parts, rows, chosen, privacy, mechanism, secret)
+    told = train(task or Task(), made, parts, rows, chosen, privacy, mechanism, secret, most)
     return {k: t.double() - before[k].double() for k, t in made.read(parts).items()}, told
 
 

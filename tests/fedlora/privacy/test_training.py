@@ -12,6 +12,7 @@ from tests.fedlora.privacy.small import (
     POISON,
     ROWS,
     N,
+    Task,
     adapter,
     apart,
     by_hand,
@@ -77,12 +78,14 @@ def test_every_row_is_clipped_on_its_own(architecture, kind, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_memory_is_no_matter(engine):
-    """Two rows at a time or all at once: the same steps, the same noise once a step."""
-    found = [
-        fit(adapter(), SECRET, sigma=0.5, q=0.7, clip=0.3, engine=engine, physical_batch=most)[0]
-        for most in (2, 64)
-    ]
+    """Two or three rows at a time or all at once: the same steps, the same noise once a step."""
+    settings = {"sigma": 0.5, "q": 0.7, "clip": 0.3, "engine": engine}
+    found = [fit(adapter(), SECRET, physical_batch=most, **settings)[0] for most in (2, 64)]
     assert apart(*found) < 1e-5
+    task = Task()
+    bounded, _ = fit(adapter(), SECRET, most=24, task=task, **settings)  # rows are padded to 8
+    assert max(task.passes) == 3
+    assert apart(found[0], bounded) < 1e-5
 
 
 def noise_alone(parts, deviation, steps):

@@ -81,6 +81,8 @@ def cost(
     )
     for name, lines in short.items() if fits else ():
         print(f"{name}: " + ("; ".join(lines) or "fits this machine"))
+    if fits:
+        print("compared: this machine's memory and disk; a GPU's own memory is not looked at")
     raise typer.Exit(int(any(short.values())))
 
 

@@ -40,7 +40,7 @@ def test_the_proximal_term_is_outside_of_clipping_and_division(engine):
     rows = torch.as_tensor(ROWS)
     training.train(
         Task(), made, made.parts, rows, settings, private(clip=0.3, engine=engine),
-        Mechanism(0.0, 0.4, DELTA), SECRET, Turn(shared=SHARED),
+        Mechanism(0.0, 0.4, DELTA), SECRET, turn=Turn(shared=SHARED),
     )  # fmt: skip
     moved = {k: t.double() - before[k].double() for k, t in made.read(made.parts).items()}
     steps = drawn(SECRET, 0.4, N, 4)

@@ -190,7 +190,8 @@ def _spread(values: Tensor, where: Tensor, shape: torch.Size) -> Tensor:
 @torch.inference_mode()
 def _keeps_apart(model: PreTrainedModel) -> bool:
     """Whether a row that is packed behind another is read as it is alone: it is tried."""
-    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    words: Any = model.get_input_embeddings()
+    ids = torch.arange(8, device=model.device)[None] % words.num_embeddings
     positions = torch.arange(4, device=model.device).repeat(2)[None]
     with quiet():
         together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:]

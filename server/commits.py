@@ -9,7 +9,7 @@ from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, Row, RunDir
 from fedlora.tensors import Tensors
 from fedlora.tracking import Tracking
-from server.score import Rate, Scoring, Wanted, load_global, wanted
+from server.score import Rate, Scoring, Wanted, load_global, unanswered, wanted
 
 
 class Commits:
@@ -47,6 +47,7 @@ class Commits:
         nothing, where the state gives no model."""
         self.settle()
         config = self._resident.config
+        rows = [{**unanswered(config, number), **rows[0]}, *rows[1:]]
         checkpoint = Checkpoint(number, state, memory, rows, not any(self._wanted(number)))
         if number == 0 or not checkpoint.scored:
             load_global(self._resident, state, number)

@@ -13,7 +13,7 @@ from fedlora.answers import Answer
 from fedlora.config import Config
 from fedlora.evaluation import evaluate
 from fedlora.generation import Speaker
-from fedlora.likeness import likeness
+from fedlora.likeness import NAMES, likeness
 from fedlora.resident import Resident
 from fedlora.runs import Row, RunDir, before
 from fedlora.strategy import Client, Round
@@ -33,6 +33,12 @@ class Rated(NamedTuple):
 
     score: Score | None = None
     answers: list[Answer] = []
+
+
+def unanswered(config: Config, number: int) -> Row:
+    """What the row of a round says of answers that nobody gave, where some were asked for."""
+    asked = config.generate.rows > 0 and number in (0, config.run.rounds)
+    return dict.fromkeys(NAMES) if asked else {}
 
 
 Rate = Callable[[int, Wanted], Rated]  # of the model after a round, which is loaded and committed

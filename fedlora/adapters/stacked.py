@@ -49,7 +49,8 @@ def stacked(adapter: Adapter, names: Collection[str]) -> Iterator[Pass]:
             than the batch's rows.
     """
     live = adapter.live()
-    rows = _Rows({k: live[k].shape for k in names if _own(k, live)})
+    _check(names, live)
+    rows = _Rows({k: live[k].shape for k in names})
     base = adapter.model.get_base_model()
     with ExitStack() as undo:
         note = adapter.model.register_forward_pre_hook(rows.check_batch, with_kwargs=True)
@@ -57,26 +58,23 @@ def stacked(adapter: Adapter, names: Collection[str]) -> Iterator[Pass]:
         for name in dict.fromkeys(module_of(k) for k in names if part_of(k) != "head"):
             layer = base.get_submodule(name)
             _replace(layer, _layer(adapter, name, layer, live, rows), undo)
-        for name, wrapper in base.named_modules() if any(map(_of_head, names)) else ():
-            if isinstance(wrapper, ModulesToSaveWrapper):
-                prefix = f"head.{name}."
-                own = [k.removeprefix(prefix) for k in names if k.startswith(prefix)]
-                if own:
-                    inner = wrapper.modules_to_save[NAME]
-                    _replace(wrapper, _head(name, inner, own, rows), undo)
+        for name, wrapper in (
+            base.named_modules() if any(part_of(k) == "head" for k in names) else ()
+        ):
+            prefix = f"head.{name}."
+            own = [k.removeprefix(prefix) for k in names if k.startswith(prefix)]
+            if isinstance(wrapper, ModulesToSaveWrapper) and own:
+                inner = wrapper.modules_to_save[NAME]
+                _replace(wrapper, _head(name, inner, own, rows), undo)
         yield rows.enter
 
 
-def _own(name: str, live: Tensors) -> bool:
-    """True of a tensor that can differ between copies."""
-    if name not in live or module_of(name) == "vera":
-        have = ", ".join(k for k in live if module_of(k) != "vera")
-        raise UserError(f"{name} cannot be stacked: this adapter has {have}.")
-    return True
-
-
-def _of_head(name: str) -> bool:
-    return part_of(name) == "head"
+def _check(names: Collection[str], live: Tensors) -> None:
+    """Raises UserError for a tensor that cannot differ between copies."""
+    own = [k for k in live if module_of(k) != "vera"]
+    for name in names:
+        if name not in own:
+            raise UserError(f"{name} cannot be stacked: this adapter has {', '.join(own)}.")
 
 
 class _Rows:

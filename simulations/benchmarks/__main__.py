@@ -3,7 +3,7 @@
     python -m simulations.benchmarks
     python -m simulations.benchmarks engine --reports DIR    # that one again, the others from DIR
 
-Twenty minutes at most on two cores. A benchmark that fails is named in the file, the others are run
+Half an hour at most on two cores. A benchmark that fails is named in the file, the others are run
 all the same, and the exit code is 1; a target that is missed is said and is no failure.
 """
 

@@ -19,13 +19,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from fedlora import report
 from fedlora.config import Adapter, Config
 from simulations.benchmarks import throughput, whole_runs
+from simulations.benchmarks.tables import show, target
 from simulations.benchmarks.throughput import LIMIT, PLAIN, STACKED, Compiled, Result, Setting
 from simulations.benchmarks.whole_runs import FEDLORA, FLOWERTUNE, Load, Run
 
@@ -133,12 +130,12 @@ def pass_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
         name = f"{s.clients} stacked clients × {s.batch} ({ours.device})"
         slower = plain.speed.median / ours.speed.median
         what = f"{name}: time over a plain pass over {s.rows} of the same rows"
-        found.append(_target(what, f"≤ {SLOWER}×", f"{slower:.2f}×", slower <= SLOWER))
+        found.append(target(what, f"≤ {SLOWER}×", f"{slower:.2f}×", slower <= SLOWER))
         yardsticks = {"the limit": ours.share, "fedlora's own loop's limit": ours.own_share}
         for yardstick, share in yardsticks.items() if s in NEAR_LIMIT else ():
             met = share.median >= SHARE
             found.append(
-                _target(f"{name}: of {yardstick}", f"≥ {SHARE:.0%}", f"{share.median:.1%}", met)
+                target(f"{name}: of {yardstick}", f"≥ {SHARE:.0%}", f"{share.median:.1%}", met)
             )
     return found
 
@@ -151,27 +148,14 @@ def run_targets(ray: dict[str, list[Run]], workers: dict[int, list[Run]]) -> lis
     cheaper = beyond[FLOWERTUNE] / max(beyond[FEDLORA], CLOCKS)
     two = _of_rounds(workers[1], "wall") / _of_rounds(workers[2], "wall")
     return [
-        _target("whole run with start-up: faster than the Flower app", *_times(faster, FASTER)),
-        _target("a round beyond its steps: less than the Flower app's", *_times(cheaper, CHEAPER)),
-        _target("rounds with two workers: faster than with one", *_times(two, WORKERS)),
+        target("whole run with start-up: faster than the Flower app", *_times(faster, FASTER)),
+        target("a round beyond its steps: less than the Flower app's", *_times(cheaper, CHEAPER)),
+        target("rounds with two workers: faster than with one", *_times(two, WORKERS)),
     ]
 
 
 def _times(measured: float, least: float) -> tuple[str, str, bool]:
     return f"≥ {least:g}×", f"{measured:.2f}×", measured >= least
-
-
-def _target(what: str, target: str, measured: str, met: bool) -> dict[str, Any]:
-    return {"what": what, "target": target, "measured": measured, "met": met}
-
-
-def show(made: dict[str, Any]) -> None:
-    shown = Table(title=made["title"], box=box.SIMPLE_HEAD)
-    for i, header in enumerate(made["columns"]):
-        shown.add_column(header, justify="right" if i else "left", no_wrap=True)
-    for row in made["rows"]:
-        shown.add_row(*row)
-    report.show(shown, Console())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,10 +26,10 @@ from fedlora import pieces
 from fedlora.config import MINILM
 from fedlora.models import packaged
 from simulations.benchmarks import llama, whole_runs
-from simulations.benchmarks.engine import show
 from simulations.benchmarks.gpu_passes import Bench, Measured
 from simulations.benchmarks.llama import SHAPES, Shape
 from simulations.benchmarks.machine import machine, versions
+from simulations.benchmarks.tables import show
 from simulations.benchmarks.whole_runs import Load
 
 SECONDS = 420.0  # after which no part begins
@@ -38,8 +38,8 @@ ROWS = 64  # of a piece that every contender trains on
 TESTS = 150.0  # seconds that the tests marked `gpu` may take
 
 NOTES = [
-    "Weights and words are random. Tokens are real ones: padding is work that counts for nobody."
-    " Every contender trains on the same pieces of rows once, its optimizer's making included.",
+    "Weights and words are random. Tokens are real ones; padding counts for nobody.",
+    "Every contender trains on the same pieces of rows once, its optimizer's making included.",
     "Memory is the most that torch's allocator gave out in a piece, above what was held before it.",
     "PEFT alone: a loop with Transformers and PEFT as anybody writes it, batches padded to the"
     " longest, the loss of Transformers, without autocast.",

@@ -30,9 +30,9 @@ from rich.table import Table
 import strategies
 from fedlora import profile, settings
 from fedlora.profile import SERVER, Profile
-from fedlora.progress import Observer
 from fedlora.runs import Row, RunDir
 from fedlora.tensors import nbytes
+from simulations.benchmarks.everybody import Everybody
 from simulations.benchmarks.memory import GLIBC, environment, status
 from simulations.benchmarks.standins import MODELS, PARTS, Served, StandIns, shaped
 
@@ -89,17 +89,11 @@ class Measured:
     disk: float
 
 
-class Watch(Observer):
-    """Nobody may be left out of a round."""
+class Watch(Everybody):
+    """The rounds' rows."""
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
-
-    def client(
-        self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
-    ) -> None:
-        if reason:
-            raise RuntimeError(f"round {round}, {phase}: {client}: {reason}")
 
     def round(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)

@@ -31,6 +31,7 @@ from fedlora.data import load
 from fedlora.profile import Profile
 from fedlora.progress import Observer
 from fedlora.strategy import Strategy
+from simulations.benchmarks.everybody import Everybody
 from simulations.benchmarks.timing import Spread, spread
 from simulations.benchmarks.weight import SENDS, Weight, weigh
 from simulations.run import pool, simulate
@@ -57,18 +58,12 @@ NOTES = [
 ]
 
 
-class Clock(Observer):
-    """When each round was committed; nobody may be left out of one."""
+class Clock(Everybody):
+    """When each round was committed."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.down: list[int] = []
-
-    def client(
-        self, round: int, phase: str, client: str, loss: float | None, reason: str | None = None
-    ) -> None:
-        if reason:
-            raise RuntimeError(f"round {round}, {phase}: {client}: {reason}")
 
     def round(self, row: Mapping[str, Any]) -> None:
         self.times.append(perf_counter())

@@ -10,15 +10,14 @@ On one thread, in the process's own time; about three minutes. Nothing is downlo
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,6 +27,7 @@ from fedlora.adapters.gradients import gradients
 from fedlora.adapters.stack import Stack
 from fedlora.lowrank import svd
 from fedlora.streams import forked, stream
+from simulations.benchmarks.tables import show, target
 
 CLIENTS, REPEATS = 8, 5
 EQUAL = [k for k in range(CLIENTS) for _ in range(2)]  # owners of rows: two of each client
@@ -114,15 +114,10 @@ def start_gradients() -> dict[str, float]:
     adapter = llama(BLOCK, 2, "lora-sb")
     ids = torch.randint(1, 60, (ROWS, TOKENS), generator=stream(0, "rows"))
     modules = list(adapter.shapes)
-    together = lambda: gradients(adapter, modules, [ids], losses)  # noqa: E731
+    together = partial(gradients, adapter, modules, [ids], losses)
     together()
-    return {
-        "together": seconds(together),
-        "one by one": sum(
-            seconds(lambda m=m: gradients(adapter, [m], [ids], losses))  # type: ignore[misc]
-            for m in modules
-        ),
-    }
+    each = [partial(gradients, adapter, [m], [ids], losses) for m in modules]
+    return {"together": seconds(together), "one by one": sum(map(seconds, each))}
 
 
 def decomposed(m: int, n: int) -> tuple[float, float]:
@@ -145,7 +140,7 @@ def measure(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows = [[what, f"{ms:.1f}"] for what, ms in entered.items()]
     tables = [{"title": "Entering a stacked pass", "columns": ["what", "ms"], "rows": rows}]
     slowest = max(ms for what, ms in entered.items() if what.startswith("entering"))
-    targets = [_target("entering a pass, 224 layers", f"≤ {ENTERING:g} ms", f"{slowest:.1f} ms",
+    targets = [target("entering a pass, 224 layers", f"≤ {ENTERING:g} ms", f"{slowest:.1f} ms",
                        slowest <= ENTERING)]  # fmt: skip
     if quick:
         return tables, targets
@@ -168,9 +163,9 @@ def measure(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     faster = found["one by one"] / found["together"]
     lost = max(lost for _, lost in svds.values())
     targets += [
-        _target("layers that share passes: faster than one by one, of one block alone",
+        target("layers that share passes: faster than one by one, of one block alone",
                 f"≥ {TIMES:g}×", f"{faster:.1f}×", faster >= TIMES),
-        _target("SVD of signs: error over the best one's", f"≤ {LOST:.0e} more", f"{lost:.1e} more",
+        target("SVD of signs: error over the best one's", f"≤ {LOST:.0e} more", f"{lost:.1e} more",
                 lost <= LOST),
     ]  # fmt: skip
     return tables, targets
@@ -183,10 +178,6 @@ def _layers() -> list[tuple[int, int]]:
     return [(m.out_features, m.in_features) for m in block.modules() if isinstance(m, nn.Linear)]
 
 
-def _target(what: str, target: str, measured: str, met: bool) -> dict[str, Any]:
-    return {"what": what, "target": target, "measured": measured, "met": met}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, and write the JSON file if asked to."""
     parser = argparse.ArgumentParser(description="Stacked passes and Fed-SB's start, by shapes.")
@@ -197,14 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = perf_counter()
     tables, targets = measure(given.quick)
     for made in tables:
-        shown = Table(title=made["title"], box=box.SIMPLE_HEAD)
-        for i, header in enumerate(made["columns"]):
-            shown.add_column(header, justify="right" if i else "left", no_wrap=True)
-        for row in made["rows"]:
-            shown.add_row(*row)
-        Console().print(shown)
-    for target in targets:
-        Console().print(f"{target['what']}: {target['measured']}, to reach {target['target']}")
+        show(made)
+    for t in targets:
+        Console().print(f"{t['what']}: {t['measured']}, to reach {t['target']}")
     told = {
         "benchmark": "stacks",
         "title": "Stacked passes and Fed-SB's start, by shapes",

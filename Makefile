@@ -79,7 +79,7 @@ test-track: setup $(TRACK)
 test-compose: setup
 	deploy/test-compose.sh
 
-# All benchmarks, twenty minutes at most on two cores; writes simulations/benchmarks/RESULTS.md.
+# All benchmarks, half an hour at most on two cores; writes simulations/benchmarks/RESULTS.md.
 # Ray is what one of them compares with.
 $(RAY): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
@@ -93,9 +93,10 @@ bench: setup $(RAY)
 bench-large: setup
 	$(BIN)/python -m simulations.benchmarks.large --json simulations/benchmarks/large.json
 
-# What only a GPU shows, in eight minutes at most on one card; PYTHON there is the one with its torch.
-gpu-check:
-	$(PYTHON) -m simulations.benchmarks.gpu --json gpu.json
+# What only a GPU shows, in eight minutes at most on one card. GPU_PYTHON=… is a Python that has its
+# torch and the project's dependencies already.
+gpu-check: $(if $(GPU_PYTHON),,setup)
+	$(or $(GPU_PYTHON),$(BIN)/python) -m simulations.benchmarks.gpu --json gpu.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
 Protobuf holds no more than 2 GiB, and copies what it is given. So a message goes as its head, which
 is protobuf with a number in place of each array's bytes, and the bytes beside it: those that
-several messages share go once. The first piece is a JSON object:
+several messages share go once. The first piece is a JSON object.
 
     about      whatever belongs to the messages
     heads      how many messages there are

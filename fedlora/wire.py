@@ -64,8 +64,8 @@ def size(tensors: Tensors, dtype: torch.dtype, parts: Collection[str]) -> int:
 
 class Arrays:
     """Tensors as Flower's arrays, in the formats they cross in (see `encode`). What is made of a
-    tensor is used again for all who are sent it: that of `shared` ones as long as this lives, of
-    others in the next call alone, so that what each client is sent for itself is not kept.
+    tensor is used again for all who are sent it. That of `shared` ones is kept as long as this
+    lives; that of others for the next call alone, as it may be one client's.
 
     It holds on to the tensors: else other values might come to lie in their place.
     """

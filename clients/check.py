@@ -110,7 +110,8 @@ class Check:
             raise Unknown("the run is not allowed") from None
 
     @property
-    def _loaded(self) -> Resident:
+    def loaded(self) -> Resident:
+        """The run over the node's own rows, which are read. Raises Unknown where it cannot be."""
         own = self._allowed
         try:
             own.federation  # noqa: B018
@@ -221,36 +222,22 @@ class Check:
         return f"{name}, threads: {owner.threads or torch.get_num_threads()}"
 
     def model(self) -> str:
-        known = self._loaded.identity
+        known = self.loaded.identity
         return f"base {known['base']}, tokenizer {known['tokenizer']}"
 
     def step(self) -> str:
-        """One step of plain training. Nothing of it is kept."""
-        import math
-
+        """Nothing of it is kept."""
         import torch
 
-        from clients import passes
-        from clients.asked import Fit, Fitted
-        from fedlora.guard import trains
-        from fedlora.stacking import Member
-        from fedlora.strategy import Round
-        from fedlora.training import Trained
+        from clients import trial
 
         if threads := self._settled.threads:
             torch.set_num_threads(threads)
-        own = self._loaded
-        config, client = own.config, self._client
-        first = Round(1, "train", config.run.seed, config.run.wire_dtype)
-        rows, scale = own.encoded(client, "train"), own.adapter.scaling.at(config.adapter.rank)
-        member = Member(own.adapter.initial(), scale, rows, (config.run.seed, "check"))
-        parts = trains(own.strategy, first, own.adapter.parts)
-        fitted = passes.alone(own, Fit(member, parts, steps=1), None)
-        assert isinstance(fitted, Fitted) and isinstance(fitted.told, Trained)
-        done = fitted.told
-        if not math.isfinite(done.loss):
-            raise UserError("the loss is no number: the model does not fit these rows")
-        return f"{done.rows} rows, loss {done.loss:.3f}; no weights leave this process"
+        done = trial.step(self.loaded, self._client)
+        return (
+            f"{done.rows} rows, loss {done.loss:.3f}, {done.seconds:.2g} s; no weights leave this "
+            "process"
+        )
 
 
 def reach(superlink: Superlink) -> str:

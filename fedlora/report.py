@@ -150,7 +150,7 @@ def _reasons(by_client: Mapping[str, str]) -> Text:
     return Text("\n".join(lines))
 
 
-def plain_table(*columns: str) -> Table:
+def plain_table(*columns: str | Text) -> Table:
     """An empty table of numbers, with rules above and below its header."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:

@@ -199,7 +199,7 @@ class Resident:
         """Have rows, as tokens, in files of this folder, which processes that do so too share.
         For a simulation: nobody's rows are to be on disk in another form."""
         self._folder = folder
-        self._table = self._mapped(self._pool, lambda: self._table)
+        self.table = self._mapped(self._pool, lambda: self.table)
         self.encoded.cache_clear()
 
     def _mapped(self, rows: Dataset, make: Callable[[], Any]) -> Any:
@@ -215,12 +215,12 @@ class Resident:
             rows = getattr(self.federation, split)
             return self._mapped(rows, lambda: self.task.encode(rows))
         owned = self.federation.trained if split == "train" else self.federation.held
-        mine = self._table.select(np.searchsorted(self._owned, owned[client]))
+        mine = self.table.select(np.searchsorted(self._owned, owned[client]))
         packs = split == "train" and self.config.data.packing
         return self.task.packed(mine) if packs else mine  # type: ignore[attr-defined]
 
     @cached_property
-    def _table(self) -> Any:
+    def table(self) -> Any:
         """Every row that a client owns, tokenised."""
         return self._tried[0] if self.hides else self.task.encode(self._pool)
 
@@ -254,7 +254,7 @@ class Resident:
     def truncation(self) -> str:
         """What data.max_length costs the rows of this process, in words; "" where none is cut."""
         splits = [("", "test"), ("", "public")] if not self.node.data else []
-        tables = [self._table, *(self.encoded(*split) for split in splits)]
+        tables = [self.table, *(self.encoded(*split) for split in splits)]
         cut, rows = (sum(x) for x in zip(*((t.truncated, len(t)) for t in tables), strict=True))
         if not cut:
             return ""

@@ -88,6 +88,7 @@ def watch(given: Any) -> Any:
 # Each adds its commands to the app.
 from fedlora.cli import (  # noqa: E402, F401
     chat,
+    check,
     compare,
     config,
     evaluate,

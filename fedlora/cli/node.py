@@ -70,19 +70,24 @@ def check(
     root_certificates: Certificates = None,
     key: Key = None,
     insecure: Insecure = False,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Show three rows, as the model reads them, too.")
+    ] = False,
 ) -> None:
     """Whether this node is ready for a run, without joining: the rows, the model, a training step,
-    the key, the superlink. Nothing leaves this machine. The exit code is 2 where something is
-    wrong."""
+    the key, the superlink. Nothing leaves this machine, and no word of a row is shown unless asked
+    for. The exit code is 2 where something is wrong."""
     from clients.check import Check
     from clients.node import Superlink
     from fedlora import report, settings
+    from fedlora.cli import check as looks
     from strategies import load
 
     config, _ = settings.resolve(tree_of(arguments), load)
     to = Superlink(superlink or "", root_certificates, key, insecure)
     os.umask(0o077)  # what a reader of files caches of the rows
-    lines = Check(node_config, config, to).lines()
+    checks = Check(node_config, config, to)
+    lines = checks.lines()
     console, table = (
         Console(),
         Table("check", "result", "detail", box=box.SIMPLE_HEAD, pad_edge=False),
@@ -92,8 +97,10 @@ def check(
         table.add_row(line.check, shown[line.ok], Text(line.detail))
     report.show(table, console)
     console.print("Not looked at: whether the superlink knows this key. Only joining tells.")
-    if any(line.ok is False for line in lines):
+    wrong = [line for line in lines if line.ok is False]
+    if wrong:
         raise typer.Exit(2)
+    looks.looked_at(checks.loaded, console, looks.NODE | (looks.READ if rows else {}))
 
 
 @node.command("key")

@@ -47,6 +47,15 @@ def fits(table: Dataset, data: Data) -> bool:
     return form != "columns" or {*asked} <= {*table.column_names}
 
 
+def used(table: Dataset, data: Data) -> dict[str, str]:
+    """What is made of its columns, by name."""
+    form = _form(table, "the data", data)
+    if form in TURNS:
+        return {TURNS[form][0]: "turns"}
+    names = (data.prompt, data.context, data.response) if form == "columns" else COLUMNS[form]
+    return {k: use for k, use in zip(names, ("question", "context", "answer"), strict=True) if k}
+
+
 def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     """The table's conversations and owners, every row whole; and where the division among clients
     goes by labels, the column data.label."""

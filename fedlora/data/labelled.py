@@ -16,6 +16,11 @@ def fits(table: Dataset, data: Data) -> bool:
     return {data.text, data.label} <= {*table.column_names}
 
 
+def used(table: Dataset, data: Data) -> dict[str, str]:
+    """What is made of its columns, by name."""
+    return {data.text: "text", data.label: "label"}
+
+
 def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
     """The table's text, label and owner columns, each row's value there and of the right kind."""
     if not len(table):

@@ -21,8 +21,9 @@ from fedlora.tasks import Kind
 # Data that comes with fedlora: name -> the folder of its train and test rows.
 BUNDLED = {name: Path(__file__).parent / name for name in ("sentiment", "definitions")}
 
-# A kind of rows: its `fits` says whether a table has its columns, its `check` makes a `Table` of
-# what was read, its `label_names` those of all tables, its `together` one `Dataset` of several.
+# A kind of rows: its `fits` says whether a table has its columns, its `used` what is made of each,
+# its `check` makes a `Table` of what was read, its `label_names` those of all tables, its
+# `together` one `Dataset` of several.
 RULES: dict[Kind, Any] = {"labelled": labelled, "conversations": conversations}
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {

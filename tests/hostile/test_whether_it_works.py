@@ -74,7 +74,7 @@ def test_a_conversation_that_the_template_refuses_counts_without_a_gradient(
     assert ordered(own, flat).facts["status"] == "ok"
     resident = app.resident(Context(1, 1, own, RecordDict(), flat))
     assert list(resident.faults) == [0]
-    table = resident._table
+    table = resident.table
     batch = resident.task.batch(table, [0, 1])
     losses = resident.task.losses(resident.adapter.model, batch)
     assert losses[0] == 0 and losses[1] > 0
@@ -99,7 +99,7 @@ def test_a_token_that_the_model_does_not_know_is_no_question(
     assert ordered(own, flat).facts["status"] == "ok"
     (fault,) = resident.faults.values()
     assert "does not know" in fault
-    assert int(resident._table.inputs["input_ids"].max()) < words
+    assert int(resident.table.inputs["input_ids"].max()) < words
 
 
 def test_the_gradient_of_a_blank_row_is_zero(

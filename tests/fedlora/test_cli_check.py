@@ -1,0 +1,81 @@
+"""`fedlora check`: everything before anything trains, and nothing is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner, Result
+
+from fedlora.cli import app
+from fedlora.cli.check import PARTS
+from tests.federation import World
+from tests.fedlora.tasks.talk import rows, save
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def checked(tree: Any, *more: str) -> Result:
+    path = Path("../run.toml")
+    path.write_text(tomli_w.dumps(tree))
+    return CliRunner().invoke(app, ["check", str(path), *more])
+
+
+def test_all_parts_are_shown_and_nothing_is_left(world: World, tmp_path: Path) -> None:
+    """Columns, labels by client, rows with their label, lengths, model, bytes, a step."""
+    done = checked(world.tree(tmp_path, {}))
+    assert done.exit_code == 0, done.output
+    assert all(f"\n{heading}\n" in done.output for heading in PARTS)
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["books", "66", "7", "33", "33"] in lines
+    assert ["domain", "text", "3", "client", "books"] in lines
+    assert "[SEP] → ⟦good⟧" in done.output
+    assert "longer than 16 tokens, and cut: 0 of 155 rows" in done.output
+    assert not list(Path().iterdir())
+
+
+def test_a_conversation_is_shown_with_its_answer_marked(tmp_path: Path) -> None:
+    """By its template."""
+    model, data = save(tmp_path / "model"), rows(tmp_path / "rows.jsonl")
+    tree = {
+        "model": {"name": str(model), "task": "instruction"},
+        "data": {"name": str(data)},
+        "adapter": {"rank": 2},
+    }
+    done = checked(tree)
+    assert done.exit_code == 0, done.output
+    assert "<| assistant |>⟦ it is " in done.output and "</s>⟧" in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "still"),
+    [
+        ("data.label=lable", "no column 'lable'", "used as"),
+        ("model.name=./nothing", "no model folder", "together"),
+        ("adapter.target_modules=nothing", "matches no module", "cut: 0 of 155"),
+    ],
+)
+def test_what_is_wrong_is_said_once_and_the_rest_is_shown(
+    world: World, tmp_path: Path, given: str, words: str, still: str
+) -> None:
+    """The exit code is 2."""
+    done = checked(world.tree(tmp_path, {}), given)
+    assert done.exit_code == 2, done.output
+    assert done.output.count(words) == 1 and still in done.output
+    assert "Traceback" not in done.output
+
+
+def test_rows_steer_no_terminal(world: World, tmp_path: Path) -> None:
+    """Neither by escapes nor by markup."""
+    rows = [{"text": f"\x1b[2J[red] {i}", "label": i % 2, "domain": "[b]a"} for i in range(40)]
+    data = tmp_path / "evil.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = checked(world.tree(tmp_path, {"data.name": str(data)}))
+    assert done.exit_code == 0, done.output
+    assert "\x1b[2J" not in done.output
+    assert done.output.count("[b]a") == 3 and "[red] 0" in done.output

@@ -67,12 +67,13 @@ def row(found: Shown) -> Text:
     for piece in found.pieces:
         shown = block(piece.text)
         text.append(f"⟦{shown}⟧" if piece.learnt else shown, LEARNT if piece.learnt else None)
+    text.rstrip()  # of what a template has behind the last turn
     text.truncate(CHARACTERS, overflow="ellipsis")
     if found.cut:
         text.append(" … cut at data.max_length", "dim red")
     if found.label:
         text.append(" → ").append(f"⟦{plain(found.label)}⟧", LEARNT)
-    return Text("▏").append_text(text)
+    return Text("\n").join(Text("▏").append_text(line) for line in text.split("\n"))
 
 
 def lengths(found: Lengths, asked: int) -> str:

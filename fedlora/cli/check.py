@@ -12,6 +12,7 @@ from fedlora.errors import UserError
 from fedlora.untrusted import block
 
 Part = Callable[[Any], Iterator[Any]]
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 
 @app.command()
@@ -42,14 +43,14 @@ def looked_at(resident: Any, console: Console, parts: dict[str, Part]) -> list[s
                 if isinstance(shown, Table):
                     show(shown, console)
                 else:
-                    console.print(shown, soft_wrap=True, markup=False, emoji=False)
+                    console.print(shown, soft_wrap=True, **AS_IT_IS)
         except UserError as e:
             if (said := str(e)) in wrong:
                 said = "not looked at, as this needs what is wrong above"
             else:
                 wrong.append(said)
                 said = f"error: {said}"
-            console.print(block(said), style="red", markup=False, emoji=False, soft_wrap=True)
+            console.print(block(said), style="red", soft_wrap=True, **AS_IT_IS)
     console.print()
     return wrong
 

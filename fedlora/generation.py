@@ -52,7 +52,7 @@ class Speaker:
 
     def fits(self, messages: Messages) -> bool:
         """Whether the model's context has room for the conversation and an answer."""
-        return len(self._tokens(messages)) <= self.room
+        return len(self.chat.prompt(messages)) <= self.room
 
     def answers(self, talks: Sequence[Messages], draws: Sequence[torch.Generator]) -> list[str]:
         """The next turn of each conversation.
@@ -110,12 +110,8 @@ class Speaker:
         warmth = TemperatureLogitsWarper(self.settings.temperature)
         return LogitsProcessorList([warmth, _Drawn(draws, self.settings.top_p)])
 
-    def _tokens(self, messages: Messages) -> list[int]:
-        text = self.chat.text(messages, answer=True)
-        return list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def _checked(self, messages: Messages) -> list[int]:
-        ids = self._tokens(messages)
+        ids = self.chat.prompt(messages)
         if len(ids) > self.room:
             raise UserError(
                 f"a conversation of {len(ids):,} tokens leaves no room for an answer of "

@@ -20,10 +20,12 @@ from fedlora.errors import UserError
 from fedlora.models import quiet
 from fedlora.pretrained import Pretrained
 from fedlora.tasks import Kind
-from fedlora.tasks.chat import Chat
+from fedlora.tasks.chat import Chat, Messages
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.likelihood import IGNORED, likelihood
 from fedlora.tasks.masks import given, looks_back
+
+BEGINNING = 60  # characters of a row, by which it is found
 
 
 class Instruction:
@@ -76,7 +78,7 @@ class Instruction:
         lengths: list[int] = []
         cut: list[bool] = []
         for messages in rows["messages"]:
-            ids, learnt = self.chat.tokens(messages, everything=self.learn == "all")
+            ids, learnt = self._tokens(messages)
             found = torch.tensor(ids[: self.max_length], dtype=torch.int32)
             kept = torch.tensor(learnt[: self.max_length])
             kept[:1] = False  # nothing stands before it to tell it from
@@ -91,6 +93,11 @@ class Instruction:
             cut=np.array(cut, dtype=np.bool_),
             rows=np.arange(len(lengths)),
         )
+
+    def marked(self, messages: Messages) -> list[tuple[str, bool]]:
+        """A row's text in pieces, up to where it is cut, and of each whether it is learnt. Raises
+        UserError as `Chat.tokens` does."""
+        return self.chat.marked(messages, self.learn == "all", self.max_length)
 
     def blank(self, length: int) -> Encoded:
         """One row without an answer."""
@@ -154,6 +161,13 @@ class Instruction:
         (b,) each."""
         losses, right = self._means(model, batch)
         return right, losses
+
+    def _tokens(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        try:
+            return self.chat.tokens(messages, everything=self.learn == "all")
+        except UserError as error:
+            said = " ".join(message["content"] for message in messages)[:BEGINNING]
+            raise UserError(f"the row that begins {said!r}: {error}") from None
 
     def _means(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(b,) each: of a row's targets the mean cross-entropy and the share that are likeliest.

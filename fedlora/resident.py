@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +29,7 @@ from fedlora.privacy.engines import unsupported
 from fedlora.strategy import Strategy
 from fedlora.tasks import table, usable
 from fedlora.tasks.likelihood import under_way
-from fedlora.tensors import Tensors
+from fedlora.tensors import Tensors, select
 
 log = logging.getLogger("fedlora.client")
 
@@ -49,8 +49,19 @@ class Node:
 class Resident:
     """One configuration's model and data; every client of this process is served from it."""
 
-    def __init__(self, config: Config, strategy: Strategy, node: Node | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        strategy: Strategy,
+        node: Node | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            labels: of the rows, where they are known without them.
+        """
         self.node = node or Node()
+        self._labels = labels
         self.config = settled(config, self.node.device)
         prepare(self.config)
         self.strategy = strategy
@@ -74,10 +85,14 @@ class Resident:
         federation = data.load(self.config.data, seed, kind)
         return data.pool(federation) if self.config.data.pooled else federation
 
+    @property
+    def labels(self) -> list[str]:
+        return list(self.federation.labels if self._labels is None else self._labels)
+
     @cached_property
     @profile.timed("load")
     def task(self) -> tasks.Task:
-        made = tasks.load(self.config.model.task)(self.config, self.federation.labels)
+        made = tasks.load(self.config.model.task)(self.config, self.labels)
         made.steady = self.hides
         return made
 
@@ -186,9 +201,10 @@ class Resident:
         """What every node must agree on: labels, the base's weights and their format here, the
         tokenizer."""
         model = self.config.model
-        head = [k.removeprefix("head.") for k in self.adapter.initial() if k.startswith("head.")]
+        trained = select(self.adapter.initial(), self.adapter.parts & {"head"})
+        head = [name.removeprefix("head.") for name in trained]
         return {
-            "labels": list(self.federation.labels),
+            "labels": self.labels,
             "base": digest(self.task.model(self.config.run.seed, stored=True), skip=head),
             "format": model.dtype + (f", {model.quantize}" if model.quantize else ""),
             "tokenizer": tokenizer_digest(self.task.tokenizer),

@@ -5,6 +5,7 @@
     metrics.jsonl          one object a round and one a client and round
     round-0003/            the server after round 3: state.safetensors, checkpoint.json; under
                            central privacy what it knows of clients is apart, in memory.json
+    origin.json            what the run began with; which rows, in split.json (server.origin)
     clients/               what stays on simulated clients
     .lock                  held by the ServerApp that serves the run
     adapter/, curves.png   the result
@@ -40,6 +41,7 @@ from fedlora.tensors import Tensors
 Row = dict[str, Any]
 STAMP = "%Y%m%d-%H%M%S"
 MEMORY = "memory.json"  # in a round's folder, where what the server knows of clients is a secret
+SPLIT = "split.json"  # which rows the run began with: see server.origin
 
 
 @dataclass(frozen=True)

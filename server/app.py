@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from fedlora.untrusted import LONG, plain
+from server import origin
 from server.events import Events
 from server.loop import Coordinator
 from server.result import finish, tell
@@ -54,6 +56,7 @@ def _printed(grid: Grid, flat: dict[str, Any]) -> None:
     config, strategy = _resolved(settings.from_flat(flat))
     resident = Resident(config, strategy)
     run = RunDir.create(config)
+    origin.begin(run.path, resident)
     dated = not config.privacy.central
     with Progress(config.run.rounds, Console(), run.path / "log.txt", dated) as observer:
         nodes, clients = len(list(grid.get_node_ids())), len(resident.federation.clients)
@@ -77,8 +80,10 @@ def _submitted(grid: Grid, flat: dict[str, Any], name: str, resume: bool) -> Non
             run = _opened(config, name, resume)
             until_sent.enter_context(run.held())
             held = run
+            resident = Resident(config, strategy)
+            notes = origin.begun(run, resident)
             settings.write(config, run.path / "config.toml")  # there may be more rounds now
-            _serve(grid, Resident(config, strategy), run, events)
+            _serve(grid, resident, run, events, notes)
         except Exception as e:
             events.error(_said(e))
             failure = e
@@ -122,10 +127,14 @@ def _fixed(config: Config) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if k not in ("run.rounds", "run.dir", "run.name")}
 
 
-def _serve(grid: Grid, resident: Resident, run: RunDir, events: Events) -> None:
+def _serve(
+    grid: Grid, resident: Resident, run: RunDir, events: Events, notes: Iterable[str]
+) -> None:
     config, log = resident.config, run.path / "log.txt"
     dated = not config.privacy.central
     with Progress(config.run.rounds, Console(quiet=True), log, dated) as events.log:
+        for note in notes:
+            events.note(note)
         coordinator = Coordinator(grid, resident, run, events)
         coordinator.serve()
     finish(resident, run, coordinator.state)

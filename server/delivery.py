@@ -1,9 +1,9 @@
 """A run directory on its way from the server to whoever submitted the run, as text.
 
-What central privacy keeps and what it knows of clients stays on the server. So does what simulated
-clients keep, what W&B uploads, and every checkpoint but the latest. Files that would make the whole
-larger than `LIMIT`, and those that no run has, are named as left. The configuration does not travel
-back: it is the submitter's own word.
+What central privacy keeps, what it knows of clients and digests of rows stay on the server. So does
+what simulated clients keep, what W&B uploads, and every checkpoint but the latest. Files that would
+make the whole larger than `LIMIT`, and those that no run has, are named as left. The configuration
+does not travel back: it is the submitter's own word.
 
 Whoever submitted the run takes nothing but the files of one list, of the sizes and digests that it
 gives, by the names that a run's files have (nothing that Python or a tool would read where it is
@@ -21,20 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import UserError
-from fedlora.runs import MEMORY, RunDir
+from fedlora.runs import MEMORY, SPLIT, RunDir
 
 PART = 256 * 1024  # bytes of a file in one event
 LIMIT = 1 << 30  # bytes in all: the superlink keeps them, and sends them again as one message
 CONFIG = "config.toml"
-STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb", CONFIG, MEMORY}
+STAYS = {"privacy.json", "sampled.json", "noised.safetensors", "clients", "wandb"}
+STAYS |= {CONFIG, MEMORY, SPLIT}
 # A name in one spelling, on every file system: no dot or space at either end, and no letter that
 # has another form.
 _REST = r"[A-Za-z0-9 _.,%+=@~()-]{1,200}"
 _NAME = rf"(?![. ]){_REST}(?<![. ])"
-# The files that a run has: fedlora.runs, server.keeping, server.result with fedlora.export (and a
-# tokenizer's own), and fedlora.tracking write them.
+# The files that a run has: fedlora.runs, server.origin, server.keeping, server.result with
+# fedlora.export (and a tokenizer's own), and fedlora.tracking write them.
 TAKEN = re.compile(
-    r"run\.json|metrics\.jsonl|answers\.jsonl|log\.txt|curves\.png"
+    r"(run|origin)\.json|metrics\.jsonl|answers\.jsonl|log\.txt|curves\.png"
     rf"|round-[0-9]{{4,9}}/(checkpoint\.json|(state|(sent|update)-{_REST})\.safetensors)"
     rf"|adapter/(additional_chat_templates/)?{_NAME}\.(safetensors|json|jinja|md|model|txt)"
     rf"|tensorboard/events\.out\.tfevents\.{_NAME}"

@@ -1,60 +1,85 @@
 """A finished run, put together again: the global model, or one client's own."""
 
+import logging
+
 from clients.store import Missing, Store
 from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.resident import Resident
 from fedlora.runs import Checkpoint, RunDir
 from fedlora.strategy import Round, stays
+from server import origin
 from server.roster import Roster
 from server.rounds import asked_of
 from server.score import load_global
 from server.shared import Shared
 from strategies import load
 
+log = logging.getLogger("fedlora.run")
 
-def loaded(
-    run: RunDir, client: str | None, given: settings.Tree | None = None, counted: bool = False
-) -> tuple[Resident, int]:
-    """The model and data of a run's own configuration with what is `given` laid over it, the global
-    model or a client's own loaded into it; and the last whole round.
+# Settings of data that say how rows are read, and not which.
+READING = {"max_length", "packing", "learn"}
+
+
+def made(run: RunDir, given: settings.Tree | None = None, rows: bool = False) -> Resident:
+    """The base and data of a run's own configuration with what is `given` laid over it; nothing
+    that was learnt is in it yet.
 
     Args:
-        counted: whether what its passes may have, `most`, is to be known: nothing that is loaded
-            outlasts the counting.
+        rows: whether the run's own test rows will be scored. Without them none are read.
 
     Raises:
-        UserError: there is no whole round yet, or no such client.
+        UserError: the base, or such rows, are not those that the run began with.
     """
+    tree, given = settings.read(run.path / "config.toml", []), given or {}
+    own, _ = settings.resolve(tree, load)
+    config, strategy = settings.resolve(settings.merged(tree, given), load)
+    begun, data = origin.read(run.path), given.get("data", {})
+    labels = begun.labels if begun and "labels" not in data else None
+    if labels:  # those of the model, whatever rows there are, and in its order
+        update = {"data": config.data.model_copy(update={"labels": labels})}
+        config = config.model_copy(update=update)
+    resident = Resident(config, strategy, labels=labels)
+    kinds, otherwise = [], origin.ANEW
+    if rows and not data.keys() - READING:
+        kinds, otherwise = ["test"], "or score other rows on purpose: --data NAME|FILE"
+    for note in origin.check(run.path, resident, own, otherwise, kinds):
+        log.warning("%s", note)
+    return resident
+
+
+def loaded(run: RunDir, client: str | None) -> tuple[Resident, int]:
+    """As `made`, with what `learn` puts into it."""
+    resident = made(run)
+    return resident, learn(resident, run, client)
+
+
+def learn(resident: Resident, run: RunDir, client: str | None) -> int:
+    """The global model of the last whole round, or a client's own, into the resident adapter;
+    which round that is. Raises UserError where there is none yet, or no such client."""
     checkpoint = latest(run)
-    tree = settings.merged(settings.read(run.path / "config.toml", []), given or {})
-    resident = Resident(*settings.resolve(tree, load))
-    if counted:
-        _ = resident.most
     if client is None:
         load_global(resident, checkpoint.state, checkpoint.round)
     else:
         load_client(resident, run, checkpoint, client)
-    return resident, checkpoint.round
+    return checkpoint.round
 
 
-def speaking(
-    run: RunDir, client: str | None, given: settings.Tree | None = None, counted: bool = False
-) -> tuple[Resident, int]:
-    """As `loaded`, of a model that is somebody's: where parts stay with clients, there is no global
+def speak(resident: Resident, run: RunDir, client: str | None) -> int:
+    """As `learn`, of a model that is somebody's: where parts stay with clients, there is no global
     one once these differ.
 
     Raises:
-        UserError: as `loaded`, and where a client has to be named.
+        UserError: as `learn`, and where a client has to be named.
     """
-    resident, round = loaded(run, client, given, counted)
+    round = learn(resident, run, client)
     if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
         known = ", ".join(sorted(_roster(run, latest(run)).members)[:20])
         raise UserError(
             f"{resident.config.strategy['name']} leaves {', '.join(sorted(own))} with each client, "
             f"so that the run has no whole global model: name a client with --client (of {known})"
         )
-    return resident, round
+    return round
 
 
 def latest(run: RunDir) -> Checkpoint:

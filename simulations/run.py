@@ -16,6 +16,7 @@ from fedlora.progress import Observer
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
+from server import origin
 from server.loop import Coordinator
 from server.result import finish
 from simulations import plan as stacking
@@ -53,22 +54,23 @@ def simulate(
         resident.rest()
     fresh = run is None
     run = run or RunDir.create(config)
-    settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
-    resident.share(run.path / "clients")  # before workers look for it, each for itself
-    grid = InProcessGrid(config, clients, run.path / "clients", pool)
     try:
+        notes = origin.begun(run, resident)
+        settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
+        resident.share(run.path / "clients")  # before workers look for it, each for itself
+        grid = InProcessGrid(config, clients, run.path / "clients", pool)
         # One thread here too: the server works while the workers do, and idle OpenMP threads that
         # wait for a busy core make it several times slower.
         with watch(run.path / "log.txt") as observer, threads(config.simulation.threads):
             if apart:
-                observer.note(f"clients go one after another, as they cannot share passes: {apart}")
-            if cut := resident.truncation():
-                observer.note(cut)
+                notes += [f"clients go one after another, as they cannot share passes: {apart}"]
+            for note in filter(None, [*notes, resident.truncation()]):
+                observer.note(note)
             rows = len(resident.federation.test)
             rate = Shares(pool, run, rows, grid.context(1)) if pool.workers else None
             coordinator = Coordinator(grid, resident, run, observer, rate)
             coordinator.serve()
-    except UserError:
+    except (UserError, OSError):
         if fresh and not run.rounds():
             shutil.rmtree(run.path)
         raise

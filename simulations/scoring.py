@@ -34,12 +34,14 @@ def evaluate(
             "model is the run's"
         )
     opened = RunDir.open(run)
-    resident, round = results.speaking(opened, client, given, counted=True)
+    resident = results.made(opened, given, rows=data is None)
     rows = resident.federation.test if data is None else _rows(resident, data)
     if not len(rows):
         raise UserError("the run has no test rows: name some with --data")
     model, encoded = resident.adapter.model, resident.task.encode(rows)
-    found = evaluation.evaluate(resident.task, model, encoded, resident.most)
+    most = resident.bound(encoded)  # before an adapter is loaded, which does not outlast it
+    round = results.speak(resident, opened, client)
+    found = evaluation.evaluate(resident.task, model, encoded, most)
     told: dict[str, Any] = {
         "model": f"client {client}" if client else "global",
         "round": round,
@@ -61,7 +63,7 @@ def evaluate(
 
 def _rows(resident: Resident, name: str) -> Dataset:
     """The test rows of other data where it has any, else all its rows; labels are the run's."""
-    labels = resident.federation.labels or None
+    labels = resident.labels or None
     update = {"name": name, "labels": labels, "partition": "iid"}
     source = sources.read(resident.config.data.model_copy(update=update), resident.task.kind)
     return source.rows if source.test is None else source.test

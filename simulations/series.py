@@ -1,6 +1,6 @@
 """A comparison in its folder: several methods, once a seed each, beside two baselines.
 
-    comparison.json            what was asked for
+    comparison.json            what was asked for; origin.json, split.json: what it began with
     <method>-seed<k>/          a run's directory, with result.json once the run is over
     comparison.csv, runs.csv, comparison.md, comparison.tex, comparison.png
 
@@ -17,15 +17,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+import strategies
 from fedlora import data, files, pictures, settings, tables, tasks
 from fedlora.comparison import Result
 from fedlora.config import Config
 from fedlora.cost import trained_parameters
 from fedlora.errors import Failed, UserError
 from fedlora.report import Row
+from fedlora.resident import Resident
 from fedlora.runs import RunDir, comparison_dir, held
 from fedlora.settings import Tree
 from fedlora.strategy import Strategy
+from server import origin
 from simulations import compare
 from simulations.pool import Pool
 from simulations.run import Watch, pool, simulate
@@ -101,13 +104,31 @@ def place(plan: Plan) -> Path:
 
 
 def create(folder: Path, plan: Plan) -> None:
-    """The folder, with the plan in it and nothing else."""
+    """The folder, with the plan in it, what it begins with, and nothing else."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    files.write(aside / "comparison.json", plan.model_dump_json(indent=1))
-    aside.rename(folder)
+    try:
+        files.write(aside / "comparison.json", plan.model_dump_json(indent=1))
+        origin.begin(aside, _common(plan))
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def same(folder: Path, plan: Plan) -> list[str]:
+    """Whether base and rows are those that the comparison began with, as its runs are to have the
+    same; what is not known of that. Raises UserError where they are not."""
+    resident = _common(plan)
+    return origin.check(folder, resident, resident.config, "or start a new comparison")
+
+
+def _common(plan: Plan) -> Resident:
+    """What the runs have in common, with the first seed: rows are divided anew by each."""
+    first = compare.named(plan.shared, plan.methods[0])
+    tree = settings.merged(first, {"run": {"seed": plan.seeds[0]}})
+    return Resident(*settings.resolve(tree, load, ignore=strategies.settings()))
 
 
 def opened(name: str, root: str = "runs") -> tuple[Path, Plan]:

@@ -43,7 +43,8 @@ def chat(
         )
     chosen = {"temperature": temperature, "max_new_tokens": max_new_tokens}
     given = {"generate": {k: v for k, v in chosen.items() if v is not None}}
-    resident, _ = results.speaking(opened, client, given)
+    resident = results.made(opened, given)
+    results.speak(resident, opened, client)
     config = resident.config
     speaker = Speaker(resident.adapter.model, resident.task.tokenizer, config.generate)
     draw = stream(config.run.seed, "chat")

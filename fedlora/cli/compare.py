@@ -53,6 +53,8 @@ def compare(
     else:
         folder, plan = series.opened(resume)
         left = series.contenders(plan, folder)
+        for note in series.same(folder, plan) if left else []:
+            _say(note)
     go_on = f"go on with: fedlora compare --resume {folder}"
     try:
         failed = series.carry_out(folder, plan, left, watch, _say)

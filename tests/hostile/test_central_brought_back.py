@@ -28,7 +28,7 @@ from server.result import finish, tell
 from simulations import compare
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
-from simulations.results import latest, speaking
+from simulations.results import latest, made, speak
 from tests.federation import Crash, Meddler, Ran, Watch, World, crash_at, federate, meddled
 
 CENTRAL = {
@@ -119,9 +119,9 @@ def test_no_file_that_is_brought_back_does(
     shutil.copy(ran.run.path / "config.toml", tmp_path)  # the submitter's own
     brought = RunDir(tmp_path)
     assert latest(brought).round == 2 and latest(brought).memory == {}
-    assert speaking(brought, None)[1] == 2
+    assert speak(made(brought), brought, None) == 2
     with pytest.raises(UserError, match="stays on the server"):
-        speaking(brought, "films")
+        speak(made(brought), brought, "films")
     with pytest.raises(UserError, match="resume it there"):
         Resumed(brought, ran)
 

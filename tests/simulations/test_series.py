@@ -103,7 +103,8 @@ def test_the_folder_has_a_run_a_method_and_seed(whole: Path) -> None:
     states = {outcome(whole)[f"fedsa-seed{s}/round-0002/state"] for s in (0, 3)}
     assert len(states) == 2
     files = {"comparison.json", "comparison.csv", "comparison.md", "comparison.tex", ".lock"}
-    assert {p.name for p in whole.iterdir()} == files | {*RUNS, "runs.csv", "comparison.png"}
+    files |= {"origin.json", "split.json", "runs.csv", "comparison.png"}
+    assert {p.name for p in whole.iterdir()} == files | {*RUNS}
 
 
 def test_killed_in_a_round_it_ends_in_the_same_bits(

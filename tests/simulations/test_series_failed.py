@@ -1,4 +1,4 @@
-"""A comparison in which a run fails: the others have their results all the same."""
+"""A comparison in which a run fails, or must not go on: the others have their results."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedlora import cli
+from fedlora import cli, settings
 from fedlora.errors import MethodError
 from server.loop import Coordinator
+from simulations import series
 from tests.federation import World
-from tests.simulations.test_series import Called, fedlora, tree
+from tests.simulations.test_series import METHODS, Called, fedlora, quiet, tree
 
 __all__ = ["fedlora"]  # a fixture
 
@@ -61,3 +62,22 @@ def test_one_that_fails_keeps_no_other_from_running(
             cli.main()
         assert end.value.code in (0, None)
         assert "no result" not in (folder / "comparison.md").read_text()
+
+
+def test_other_rows_are_no_part_of_a_comparison(
+    world: World, tmp_path: Path, fedlora: Called
+) -> None:
+    """Resumed with a method that has not begun, it would be compared with what others learnt."""
+    lines = world.data.read_text().splitlines()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines))
+    given = settings.merged(tree(world, tmp_path, "one"), {"data": {"name": str(rows)}})
+    plan = series.planned(given, {}, ",".join(METHODS), "0", False)
+    folder = series.place(plan)
+    left = series.contenders(plan, folder)
+    series.create(folder, plan)
+    series.carry_out(folder, plan, left[:1], quiet, lambda line: None)
+    rows.write_text("\n".join(lines[:-1]))
+    code, _, err = fedlora("--resume", str(folder))
+    assert code == 2 and "rows are others" in err and "start a new comparison" in err
+    assert not (folder / "fedsb-seed0").exists()

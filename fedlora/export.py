@@ -5,26 +5,25 @@ residual P (m, rho) Q (rho, n) plus D (m, n); a checkpoint holds their concatena
 of scale one, lora_B = [left | P | …] and lora_A = [right; Q; …].
 """
 
-import copy
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from fedlora import basefiles
 from fedlora.adapters import Adapter
-from fedlora.adapters.dense import dense
 from fedlora.errors import UserError
+from fedlora.merging import merged
 from fedlora.models import quiet
-from fedlora.tensors import Tensors
+from fedlora.tasks import Task
 
 
 def save_peft(
@@ -76,26 +75,28 @@ def merge(
     directory: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: str = "",
+    sources: Sequence[Path] = (),
 ) -> None:
     """Write the whole model, W0 + delta in the place of W0, for `from_pretrained` to load.
 
-    The weights keep the base's format: under a bf16 base a small delta is rounded away. A quantised
-    base is written as what its numbers stand for, in the format that it computes in.
+    Under a bf16 base a small delta is rounded away. What the base's folder has and the adapter does
+    not change goes along, see `fedlora.basefiles`.
+
+    Args:
+        sources: the folders that the base was read from, see `Pretrained.folders`.
 
     Raises:
-        UserError: `directory` exists and is not empty. Nothing half-written is left behind.
+        UserError: `directory` exists and is not empty, or see `fedlora.merging.merged`. Nothing
+            half-written is left behind.
     """
-    base = cast(PreTrainedModel, adapter.model.get_base_model())
-    described = copy.deepcopy(base.config)
-    vars(described).pop("quantization_config", None)
-    with torch.device("meta"):
-        plain = type(base)(described)
-    plain.load_state_dict(_merged(adapter, base, set(plain.state_dict())), assign=True)
-    plain.tie_weights()
+    plain: Any = merged(adapter)
+    if plain.can_generate():
+        plain.generation_config = GenerationConfig()  # the base's goes along as it is
     with _whole(directory) as folder:
         with quiet():
             plain.save_pretrained(str(folder))
         _beside(folder, tokenizer, card)
+        basefiles.carry(sources, folder)
 
 
 def _beside(folder: Path, tokenizer: PreTrainedTokenizerBase | None, card: str) -> None:
@@ -103,6 +104,14 @@ def _beside(folder: Path, tokenizer: PreTrainedTokenizerBase | None, card: str) 
         tokenizer.save_pretrained(str(folder))
     if card:
         (folder / "README.md").write_text(card, "utf-8")
+
+
+def unused(task: Task) -> PreTrainedTokenizerBase:
+    """A task's tokenizer as it is in files: one that was used also knows how it cut and padded the
+    last rows, and would write that down."""
+    tokenizer = task.pretrained.tokenizer()
+    tokenizer.chat_template = task.tokenizer.chat_template
+    return tokenizer
 
 
 def folded(adapter: Adapter, module: str) -> tuple[Tensor, Tensor]:
@@ -140,22 +149,6 @@ def _config(adapter: Adapter, ranks: dict[str, int]) -> LoraConfig:
         use_dora=adapter.dora,
         inference_mode=True,
     )
-
-
-def _merged(adapter: Adapter, base: PreTrainedModel, wanted: set[str]) -> Tensors:
-    """The state of the model without PEFT: `wanted` are its names. The frozen ones are shared."""
-    state = {k.replace(".base_layer.", "."): t for k, t in base.state_dict().items()}
-    dtype = base.dtype
-    for name, layer in base.named_modules():
-        if getattr(base, "is_quantized", False) and isinstance(layer, nn.Linear):
-            plain = name.replace(".base_layer", "")
-            state[f"{plain}.weight"] = dense(layer).to(dtype)
-    state |= {k: t.detach().to(dtype) for k, t in adapter.head().items()}
-    for module in adapter.shapes:
-        layer = adapter.base(module)
-        weight = (adapter.weight(module) + adapter.delta(module)).to(dtype)
-        state[f"{module}.weight"] = weight.T if isinstance(layer, Conv1D) else weight
-    return {k: t for k, t in state.items() if k in wanted}
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 Whoever made a model wrote its files, and libraries do much of what these say: load another model
 from a local path, read weights from beside the folder, unpickle, fetch code. So a model of the hub
-is a folder here too, its snapshot, in which nothing is but settings, tokenizer and safetensors; and
-a folder, wherever it is from, is refused where its files lead out of it.
+is a folder here too, its snapshot, in which nothing is but settings, tokenizer, terms of use and
+safetensors; and a folder, wherever it is from, is refused where its files lead out of it.
 """
 
 import json
@@ -17,6 +17,7 @@ from fedlora.errors import UserError
 
 # Of a repository's first level; nothing else of it is ever on this disk.
 SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+TERMS = ["LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*"]
 WEIGHTS = ["*.safetensors"]
 NEVER = ["*/*", "consolidated*"]  # copies in other formats
 ADAPTER = "adapter_config.json"
@@ -28,7 +29,7 @@ def snapshot(name: str, revision: str, weights: bool) -> Path:
 
     Raises whatever the hub raises where it has none.
     """
-    patterns = [*SETTINGS, *(WEIGHTS if weights else [])]
+    patterns = [*SETTINGS, *TERMS, *(WEIGHTS if weights else [])]
     return Path(
         snapshot_download(
             name,

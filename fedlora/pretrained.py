@@ -53,6 +53,13 @@ class Pretrained:
             return self._described
         return modelfiles.snapshot(self._place, self._described.name, weights=True)
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders whose files are this model's: that of a GGUF file too, which may have a
+        licence beside it."""
+        file = gguf.chosen(self._place, self.settings)
+        return [*([file.parent] if file else []), self.source]
+
     @cached_property
     def _described(self) -> Path:
         """The folder with the settings and the tokenizer at least: of the hub, one commit's."""

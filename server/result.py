@@ -5,7 +5,7 @@ import shutil
 from rich.console import Console
 
 from fedlora import answers, pictures, report, settings
-from fedlora.export import save_peft
+from fedlora.export import save_peft, unused
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.tensors import Tensors
@@ -21,7 +21,7 @@ def finish(resident: Resident, run: RunDir, state: Tensors) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run whose last round was done again
     name, task = resident.config.model.name, resident.task
     text = card(run, resident.strategy)
-    save_peft(resident.adapter, folder, name, task.type, task.tokenizer, text)
+    save_peft(resident.adapter, folder, name, task.type, unused(task), text)
     pictures.curves(report.load(run.metrics), run.path / "curves.png")
     with (run.path / "log.txt").open("a", encoding="utf-8") as log:
         tell(run, Console(file=log, width=100))

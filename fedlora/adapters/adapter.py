@@ -63,6 +63,8 @@ class Adapter:
         with forked(seed, "adapter"), warnings.catch_warnings():
             # PEFT asks for a property under the name it had before.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            # And warns that its own merging would change what is tied: `fedlora.merging` does not.
+            warnings.filterwarnings("ignore", ".*tie_word_embeddings.*", UserWarning)
             self.model = cast(PeftModel, get_peft_model(model, told))
         narrow(self.model)
         self.model.to(model.device)  # VeRA's projections start on the CPU

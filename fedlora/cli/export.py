@@ -27,8 +27,9 @@ def export(
     resident, _ = results.loaded(opened, client)
     text = card(opened, resident.strategy, client, merge)
     task, name = resident.task, resident.config.model.name
+    tokenizer = exporting.unused(task)
     if merge:
-        exporting.merge(resident.adapter, directory, task.tokenizer, text)
+        exporting.merge(resident.adapter, directory, tokenizer, text, task.pretrained.folders)
     else:
-        exporting.save_peft(resident.adapter, directory, name, task.type, task.tokenizer, text)
+        exporting.save_peft(resident.adapter, directory, name, task.type, tokenizer, text)
     print(f"{'model' if merge else 'adapter'}: {directory}")

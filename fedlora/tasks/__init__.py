@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fedlora.pretrained import Pretrained
+
 Kind = Literal["labelled", "conversations"]
 
 # By module and name, so that a task's libraries are imported where it is used only.
@@ -49,6 +51,7 @@ class Task(Protocol):
     architecture: Any  # Transformers' AutoModelFor…
     labels: Sequence[str]
     max_length: int
+    pretrained: "Pretrained"
     tokenizer: "PreTrainedTokenizerBase"
     steady: bool  # whether a pass's shapes are those of its batch alone, whatever is to be learnt
 

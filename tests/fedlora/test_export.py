@@ -2,12 +2,15 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from fedlora import export
+from fedlora.config import Config
 from fedlora.errors import UserError
+from fedlora.tasks.classification import Classification
 from tests.fedlora.adapters.tiny import (
     ARCHITECTURES,
     KINDS,
@@ -17,6 +20,7 @@ from tests.fedlora.adapters.tiny import (
     model,
     residual,
 )
+from tests.fedlora.tasks import talk
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -82,6 +86,16 @@ def test_exporting_draws_nothing(tmp_path, global_rng_untouched):
     made = adapter("gpt2", "lora-sb")
     export.save_peft(made, tmp_path / "adapter", "some/base", "SEQ_CLS")
     export.merge(made, tmp_path / "merged")
+
+
+def test_a_tokenizer_is_written_as_it_was_before_it_cut_rows(tmp_path):
+    """Libraries that read its file alone would cut every text at what the last call said."""
+    talk.save(tmp_path / "model")
+    tree = {"model": {"name": str(tmp_path / "model")}, "data": {"max_length": 4}}
+    task = Classification(Config.model_validate(tree), ["no", "yes"])
+    task.encode(Dataset.from_dict({"text": ["what colour has it " * 9], "label": [0]}))
+    assert task.tokenizer.backend_tokenizer.truncation
+    assert export.unused(task).backend_tokenizer.truncation is None
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def environment(state: Path) -> dict[str, str]:
     defaults = {
         "FLWR_HOME": str(state / "flwr"),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL,
-        "HF_DATASETS_CACHE": str(state / "datasets"),  # rows, as the reader of files keeps them
+        "HF_DATASETS_CACHE": str(state / "datasets"),  # should Datasets write anything of rows
     }
     return {
         **defaults,

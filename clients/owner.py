@@ -56,9 +56,9 @@ class Owner(BaseModel):
     data: str | None = Field(
         None,
         min_length=1,
-        description="The rows: a .csv, .jsonl, .json or .parquet file, or 'sentiment' or "
-        "'definitions', the bundled rows of this client. Without it a node serves runs on bundled "
-        "data alone.",
+        description="The rows: a .csv, .tsv, .jsonl, .json (these also with .gz) or .parquet file, "
+        "or 'sentiment' or 'definitions', the bundled rows of this client. Without it a node "
+        "serves runs on bundled data alone.",
     )
     text: str | None = Field(
         None, min_length=1, description="The column with the text; by default text."

@@ -26,8 +26,9 @@ def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> 
     own = {"version": fedlora.__version__, **resident.identity}
     if parcel.facts and (wrong := differences(parcel.facts, own)):
         log.error("this node cannot take part in the run: %s", "; ".join(wrong))
-    if resident.node.data and (cut := resident.truncation()):
-        log.warning("%s", cut)
+    if resident.node.data:
+        for note in filter(None, [*resident.federation.notes, resident.truncation()]):
+            log.warning("%s", note)
     shown = {}
     if resident.node.client and "experiment" in parcel.facts:  # a simulation's have no disk each
         state = state_dir(context.node_config).expanduser()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clients.owner import Owner
 from fedlora.config import MINILM, SMOLLM2
-from fedlora.data import sources
+from fedlora.data import files, sources
 from fedlora.errors import UserError
 from fedlora.models import packaged
 from fedlora.resident import Node, Resident
@@ -69,12 +69,12 @@ def _resident(owner: Owner, kind: Kind) -> Resident:
 def _fits(own: Resident, kind: Kind) -> bool:
     path = Path(own.node.data).expanduser()
     folder = sources.BUNDLED.get(own.node.data)
-    table = sources.read_file(next(folder.glob("train.*")) if folder else path)
+    table = files.read(next(folder.glob("train.*")) if folder else path)
     return bool(sources.RULES[kind].fits(table, own.config.data))
 
 
 def main() -> None:
-    os.umask(0o077)  # what the reader of files keeps of the rows
+    os.umask(0o077)  # whatever is written is nobody else's
     try:
         verify(Owner.read(tomllib.loads(Path(sys.argv[1]).read_text("utf-8"))))
     except UserError as e:

@@ -19,7 +19,6 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedlora import weights
 from fedlora.config import Model
 from fedlora.errors import UserError
 from fedlora.models import quiet
@@ -54,8 +53,7 @@ def converted(path: Path) -> Path:
     """The folder made of a GGUF file; made now where nobody has yet.
 
     Raises:
-        UserError: the package `gguf` is missing, the cache cannot be written, or the file lacks
-            weights.
+        UserError: the package `gguf` is missing, or the cache cannot be written.
         Exception: whatever Transformers makes of a file that it cannot read.
     """
     folder = place(path)
@@ -101,12 +99,10 @@ def _convert(path: Path, folder: Path) -> None:
         "local_files_only": True,
         "trust_remote_code": False,
     }
-    how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **weights.TOLD}
+    weights: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     with quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
-        model, told = loaded
-        weights.loaded(model, told, path.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, **weights)
         # Its weights are ordinary by now; only the marks are left, and would be saved.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

@@ -1,21 +1,21 @@
 """Columns and their kinds; whose rows they are, label by label."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List
-
 from fedlora.config import Data
-from fedlora.data import Federation, sources
+from fedlora.data import Federation, files, sources
+from fedlora.data.columns import INTEGER, NUMBER, Sheet, text
 from fedlora.resident import Resident
 from fedlora.tasks import Kind
 from fedlora.untrusted import plain
 
 EXAMPLE = 40  # characters
-NAMES = {"string": "text", "large_string": "text", "bool": "true or false", "null": "empty"}
+KINDS = {INTEGER: "whole numbers", NUMBER: "numbers", re.compile("(?i)true|false"): "true or false"}
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Owner:
     labels: dict[str, int]
 
 
-def table(resident: Resident) -> tuple[str, Dataset]:
+def table(resident: Resident) -> tuple[str, Sheet]:
     """(where it is from, training rows as they were read): the node's own, or those of the
     configuration, of several files the first."""
     if name := resident.node.data:
         folder = sources.BUNDLED.get(name)
         path = next(folder.glob("train.*")) if folder else Path(name).expanduser()
-        return str(path), sources.read_file(path)
+        return str(path), files.read(path)
     return next(iter(sources.tables(resident.config.data).rows.items()))
 
 
-def columns(table: Dataset, data: Data, kind: Kind) -> list[Column]:
+def columns(table: Sheet, data: Data, kind: Kind) -> list[Column]:
     """The columns of a table of these rows, in its order."""
     uses = sources.RULES[kind].used(table, data)
     if data.partition == "natural":
@@ -58,12 +58,12 @@ def columns(table: Dataset, data: Data, kind: Kind) -> list[Column]:
     return [
         Column(
             name,
-            held := _kind(table.features, name),
-            None if held == "list" else len(table.unique(name)),
-            plain(str(table[0][name]) if len(table) else "", EXAMPLE),
+            _kind(values),
+            len(set(values)) if all(isinstance(v, Hashable) for v in values) else None,
+            plain(_said(values[0]), EXAMPLE),
             uses.get(name, ""),
         )
-        for name in table.column_names
+        for name, values in table.columns.items()
     ]
 
 
@@ -98,13 +98,22 @@ def _counts(labels: Any, names: list[str]) -> dict[str, int]:
     return {name: counts.get(i, 0) for i, name in enumerate(names)}
 
 
-def _kind(features: Features, name: str) -> str:
-    feature: Any = features[name]
-    if isinstance(feature, List):
+def _kind(values: Sequence[Any]) -> str:
+    """What all values that are there are, in words."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "empty"
+    if any(isinstance(value, list) for value in there):
         return "list"
-    dtype = str(getattr(feature, "dtype", type(feature).__name__))
-    if dtype.startswith(("int", "uint")):
-        return "whole numbers"
-    if dtype.startswith(("float", "double")):
-        return "numbers"
-    return NAMES.get(dtype, dtype)
+    said = [_said(value) for value in there]
+    for pattern, kind in KINDS.items():
+        if all(re.fullmatch(pattern, one) for one in said):
+            return kind
+    return "text" if any(isinstance(value, str) for value in there) else type(there[0]).__name__
+
+
+def _said(value: Any) -> str:
+    try:
+        return text(value) or ""
+    except TypeError:
+        return str(value)

@@ -70,6 +70,7 @@ def data(resident: Any, examples: bool = True) -> Iterator[Any]:
     yield draw.owners(look.owners(federation))
     if not resident.node.data:
         yield draw.served(federation, look.commonest(federation))
+    yield from (f"note: {note}" for note in federation.notes)
 
 
 def rows(resident: Any) -> Iterator[Any]:

@@ -85,7 +85,7 @@ def check(
 
     config, _ = settings.resolve(tree_of(arguments), load)
     to = Superlink(superlink or "", root_certificates, key, insecure)
-    os.umask(0o077)  # what a reader of files caches of the rows
+    os.umask(0o077)  # whatever is written is nobody else's
     checks = Check(node_config, config, to)
     lines = checks.lines()
     console, table = (

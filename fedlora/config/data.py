@@ -13,10 +13,10 @@ class Data(Section):
     name: str = Field(
         "sentiment",
         min_length=1,
-        description="'sentiment' or 'definitions' (bundled), a hub name, a .csv/.jsonl/.parquet "
-        "file, or a folder with train and test files, or (partition = 'split') with one file a "
-        "client; there test and public are the server's own rows, and with nothing else it is a "
-        "coordinator's.",
+        description="'sentiment' or 'definitions' (bundled), a hub name, a .csv, .tsv, .jsonl, "
+        ".json (these also with .gz) or .parquet file, or a folder with train and test files, or "
+        "(partition = 'split') with one file a client; there test and public are the server's own "
+        "rows, and with nothing else it is a coordinator's.",
     )
     text: str = Field("text", description="The column with the text, as the bundled data has it.")
     label: str = Field("label", description="The column with the label, a string or an integer.")

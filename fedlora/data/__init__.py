@@ -1,12 +1,13 @@
 """Rows and who owns them: `load` reads, checks and divides; a `Federation` is what comes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from datasets import Dataset
 
 from fedlora.config import Data
 from fedlora.data import partition, sources
+from fedlora.data.notes import repeated
 from fedlora.errors import UserError
 from fedlora.streams import stream
 from fedlora.tasks import Kind
@@ -25,6 +26,7 @@ class Federation:
     rows: Dataset  # the pool that `trained` and `held` count in
     trained: Mapping[str, list[int]]  # {client: rows}
     held: Mapping[str, list[int]]  # {client: rows}
+    notes: list[str] = field(default_factory=list)  # what looks odd and is no error
 
     @property
     def examples(self) -> dict[str, int]:
@@ -58,20 +60,20 @@ def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
     test: set[int] = set()
     if source.test is None:
         draw = stream(seed, "data", "test")
-        for group in files(data, rows, owners):
+        for group in by_file(data, rows, owners):
             test |= partition.evenly([group], round(data.test * len(group)), draw)
         rows = [row for row in rows if row not in test]
     public: set[int] = set()
     if source.public is None:
         most = min(data.public, len(rows) // 10)
         draw = stream(seed, "data", "public")
-        public = partition.evenly(files(data, rows, owners), most, draw)
+        public = partition.evenly(by_file(data, rows, owners), most, draw)
         rows = [row for row in rows if row not in public]
     if owners is None:
         clients = partition.deal(data, source.rows["label"][:], rows, seed)
     else:
         clients = partition.grouped(rows, owners)
-        for missing in sorted({str(owner) for owner in owners} - set(clients)):
+        for missing in sorted(set(owners) - set(clients)):
             raise UserError(
                 f"client {missing} has no rows left after the server's test and public rows were "
                 f"taken. Give it more rows, or lower data.test or data.public."
@@ -79,7 +81,7 @@ def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
     train, heldout = partition.hold_out(clients, data, seed)
     held = source.rows.select(sorted(test)) if source.test is None else source.test
     scored = partition.evenly([range(len(held))], data.test_rows, stream(seed, "data", "scored"))
-    return Federation(
+    federation = Federation(
         labels=source.labels,
         clients=list(clients),
         test=held if data.test_rows is None else held.select(sorted(scored)),
@@ -88,9 +90,11 @@ def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
         trained=train,
         held=heldout,
     )
+    learnt = source.rows.select([row for rows in train.values() for row in rows])
+    return replace(federation, notes=[*source.notes, *repeated(learnt, federation.test)])
 
 
-def files(data: Data, rows: list[int], owners: list[str] | None) -> list[list[int]]:
+def by_file(data: Data, rows: list[int], owners: list[str] | None) -> list[list[int]]:
     """The rows file by file where each client has its own, else all in one group."""
     if data.partition == "split" and owners is not None:
         return list(partition.grouped(rows, owners).values())
@@ -102,12 +106,9 @@ def pool(federation: Federation) -> Federation:
     No clients have nothing to pool."""
     if not federation.clients:
         return federation
-    return Federation(
-        labels=federation.labels,
+    return replace(
+        federation,
         clients=["pooled"],
-        test=federation.test,
-        public=federation.public,
-        rows=federation.rows,
         trained={"pooled": sorted(row for rows in federation.trained.values() for row in rows)},
         held={"pooled": sorted(row for rows in federation.held.values() for row in rows)},
     )

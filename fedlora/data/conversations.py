@@ -6,21 +6,24 @@
     sharegpt    conversations: [{"from": "human", "value": "…"}, …]
     columns     data.prompt, data.context (if it is set; may be empty), data.response
 
+Any of them may have the columns system, the system's turn, and history, the turns before:
+[["question", "answer"], …]. Numbers, booleans and dates are text, and so are the parts
+{"type": "text", "text": "…"} of a turn, end to end.
+
 Each becomes a list of {"role", "content"} with the roles system, user and assistant, which has at
-least one answer and begins with the user's turn, a system's before it or none.
+least one answer and begins with the user's turn, a system's before it or none. What a model could
+see or learn and this form has no place for, as pictures and calls of tools, is refused.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from datasets import Dataset, Features, List, Value
 
 from fedlora.config import Data
-from fedlora.data.columns import Table, column, owners_of
+from fedlora.data.columns import Sheet, Table, column, filled, owners_of, texts, within
+from fedlora.data.turns import Conversation, after, conversation, exchange, whole
 from fedlora.errors import UserError
-
-Message = dict[str, str]
-Conversation = list[Message]
 
 COLUMNS = {  # of each form: question, what comes with it, answer
     "alpaca": ("instruction", "input", "output"),
@@ -30,53 +33,43 @@ TURNS = {  # of each form: the column, and in a turn the keys of its role and it
     "messages": ("messages", "role", "content"),
     "sharegpt": ("conversations", "from", "value"),
 }
-ROLES = {
-    "system": "system",
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bot"), "assistant"),
-}
+BEFORE = {"system": "system's turn", "history": "earlier turns"}  # columns of any form
 
 
-def fits(table: Dataset, data: Data) -> bool:
+def fits(sheet: Sheet, data: Data) -> bool:
     """Whether the table has the columns of a known form."""
     try:
-        form = _form(table, "", data)
+        form = _form(sheet, "", data)
     except UserError:
         return False
     asked = (data.prompt, data.context or data.prompt, data.response)
-    return form != "columns" or {*asked} <= {*table.column_names}
+    return form != "columns" or {*asked} <= sheet.columns.keys()
 
 
-def used(table: Dataset, data: Data) -> dict[str, str]:
+def used(sheet: Sheet, data: Data) -> dict[str, str]:
     """What is made of its columns, by name."""
-    form = _form(table, "the data", data)
+    form = _form(sheet, "the data", data)
+    before = {name: use for name, use in BEFORE.items() if name in sheet.columns}
     if form in TURNS:
-        return {TURNS[form][0]: "turns"}
-    names = (data.prompt, data.context, data.response) if form == "columns" else COLUMNS[form]
-    return {k: use for k, use in zip(names, ("question", "context", "answer"), strict=True) if k}
+        return {TURNS[form][0]: "turns", **before}
+    names = zip(_columns(data, form), ("question", "context", "answer"), strict=True)
+    return {**{name: use for name, use in names if name}, **before}
 
 
-def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
+def check(sheet: Sheet, where: str, data: Data, by: str | None) -> Table:
     """The table's conversations and owners, every row whole; and where the division among clients
     goes by labels, the column data.label."""
-    if not len(table):
+    if not len(sheet):
         raise UserError(f"{where} has no rows. Fill it or remove it.")
-    form = _form(table, where, data)
-    if form in TURNS:
-        name, role, text = TURNS[form]
-        contents = [
-            _checked(value, role, text, f"{where}: row {row} has in the column {name!r}")
-            for row, value in enumerate(column(table, where, name, "data.format"), start=1)
-        ]
-    else:
-        contents = _pairs(table, where, data, form)
-    labelled = data.partition in ("dirichlet", "shards") and data.label in table.column_names
-    names = [str(v) for v in column(table, where, data.label, "data.label")] if labelled else []
+    form = _form(sheet, where, data)
+    read = _turns if form in TURNS else _pairs
+    labelled = data.partition in ("dirichlet", "shards") and data.label in sheet.columns
     return Table(
-        contents=contents,
-        names=names or [""] * len(contents),
+        contents=_begun(sheet, where, read(sheet, where, data, form), form),
+        names=texts(sheet, where, data.label, "data.label") if labelled else [""] * len(sheet),
         classes=[],
-        owners=owners_of(table, where, by) if by else None,
+        owners=owners_of(sheet, where, by) if by else None,
+        notes=[*sheet.notes, *_unused(sheet, data)],
     )
 
 
@@ -103,11 +96,11 @@ def together(tables: Sequence[Table], labels: Sequence[str]) -> Dataset:
     return Dataset.from_dict(columns, Features(messages=List(message), label=Value("int64")))
 
 
-def _form(table: Dataset, where: str, data: Data) -> str:
+def _form(sheet: Sheet, where: str, data: Data) -> str:
     """data.format, or the one whose columns the table has."""
     if data.format != "auto":
         return data.format
-    there = set(table.column_names)
+    there = sheet.columns.keys()
     for form, (name, _, _) in TURNS.items():
         if name in there:
             return form
@@ -117,69 +110,76 @@ def _form(table: Dataset, where: str, data: Data) -> str:
     if {data.prompt, data.response} <= there:
         return "columns"
     raise UserError(
-        f"{where} has the columns {', '.join(table.column_names)}, which are those of no known "
+        f"{where} has the columns {', '.join(there)}, which are those of no known "
         "form of conversations (Alpaca: instruction, output; Dolly: instruction, response; OpenAI: "
         "messages; ShareGPT: conversations). Name its columns: data.format=columns data.prompt=… "
-        "data.response=…"
+        f"data.response=…{within(sheet)}"
     )
 
 
-def _pairs(table: Dataset, where: str, data: Data, form: str) -> list[Conversation]:
+def _columns(data: Data, form: str) -> tuple[str, str | None, str]:
+    """Of a form without turns: question, what comes with it, answer."""
+    return (data.prompt, data.context, data.response) if form == "columns" else COLUMNS[form]
+
+
+def _unused(sheet: Sheet, data: Data) -> list[str]:
+    """A note of the columns of which nothing is learnt."""
+    known = {*used(sheet, data), data.by, data.label}
+    rest = [name for name, values in sheet.columns.items() if name not in known and any(values)]
+    return [f"columns that are no part of the conversations: {', '.join(rest)}"] if rest else []
+
+
+def _turns(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation]:
+    """A list of turns a row."""
+    name, role, content = TURNS[form]
+    talks = []
+    for row, value in enumerate(column(sheet, where, name, "data.format"), start=1):
+        with _named(where, row, name):
+            talks.append(conversation(value, role, content))
+    return talks
+
+
+def _pairs(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation]:
     """One question and one answer a row; what comes with the question stands below it."""
-    chosen = (data.prompt, data.context, data.response)
-    question, context, answer = chosen if form == "columns" else COLUMNS[form]
-    prompts = _texts(table, where, question, "data.prompt")
-    answers = _texts(table, where, answer, "data.response")
-    extra: list[Any] = [None] * len(table)
-    if context and context in table.column_names:
-        extra = table[context][:]
-    elif context and form == "columns":
-        column(table, where, context, "data.context")  # says that it is not there
+    question, context, answer = _columns(data, form)
+    prompts = texts(sheet, where, question, "data.prompt")
+    answers = texts(sheet, where, answer, "data.response")
+    if context and context not in sheet.columns and form == "columns":
+        column(sheet, where, context, "data.context")  # says that it is not there
+    extra = _optional(sheet, where, context) if context else [""] * len(sheet)
     return [
-        [
-            {"role": "user", "content": f"{prompt}\n\n{more}" if _filled(more) else prompt},
-            {"role": "assistant", "content": reply},
-        ]
+        exchange(f"{prompt}\n\n{more}" if more else prompt, reply)
         for prompt, more, reply in zip(prompts, extra, answers, strict=True)
     ]
 
 
-def _texts(table: Dataset, where: str, name: str, key: str) -> list[str]:
-    values = column(table, where, name, key)
-    if not all(isinstance(value, str) for value in values):
-        raise UserError(
-            f"{where}: the column {name!r} holds {table.features[name]}, not text. Set {key}, with "
-            "data.format=columns."
-        )
-    return values
+def _begun(sheet: Sheet, where: str, talks: list[Conversation], form: str) -> list[Conversation]:
+    """With what the columns system and history have before them; every one is whole."""
+    systems = _optional(sheet, where, "system")
+    histories = sheet.columns.get("history", [None] * len(talks))
+    name = TURNS[form][0] if form in TURNS else "system"
+    begun = []
+    for row, parts in enumerate(zip(talks, systems, histories, strict=True), start=1):
+        with _named(where, row, "history" if parts[2] else name):
+            begun.append(whole(after(*parts)))
+    return begun
 
 
-def _filled(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _optional(sheet: Sheet, where: str, name: str) -> list[str]:
+    """The texts of a column, "" where it or a value of it is not there."""
+    found = []
+    for row, value in enumerate(sheet.columns.get(name, [None] * len(sheet)), start=1):
+        with _named(where, row, name):
+            found.append(filled(value))
+    return found
 
 
-def _message(turn: Any, role: str, text: str) -> Message:
-    """Raises ValueError, which says what is wrong with the turn."""
-    if not isinstance(turn, Mapping) or role not in turn or text not in turn:
-        raise ValueError(f"a turn without {role!r} and {text!r}")
-    said = str(turn[role])
-    if said not in ROLES:
-        raise ValueError(f"the role {said!r}, which is none of {', '.join(ROLES)}")
-    if not _filled(turn[text]):
-        raise ValueError(f"a turn of {said!r} without text")
-    return {"role": ROLES[said], "content": turn[text]}
-
-
-def _checked(turns: Any, role: str, text: str, where: str) -> Conversation:
-    """A row's conversation, of turns with these keys. Raises UserError where it is none."""
+@contextmanager
+def _named(where: str, row: int, name: str) -> Iterator[None]:
+    """What is wrong with a value is said with its place."""
     try:
-        talk = [_message(turn, role, text) for turn in turns]
-        roles = [message["role"] for message in talk]
-        spoken = roles[1:] if roles[:1] == ["system"] else roles
-        if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"] * (len(spoken) % 2):
-            raise ValueError(f"the turns {', '.join(roles)}: user and assistant are to alternate")
-        if "assistant" not in roles:
-            raise ValueError("no answer to learn from")
+        yield
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where} {error}. Mend or remove it.") from None
-    return talk
+        raise UserError(
+            f"{where}: row {row} has in the column {name!r} {error}. Mend or remove it."
+        ) from None

@@ -2,53 +2,58 @@
 
 from collections.abc import Mapping, Sequence
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset, Features, Value
 
 from fedlora.config import Data
-from fedlora.data.columns import Table, column, owners_of, text_columns
+from fedlora.data.columns import (
+    INTEGER,
+    NUMBER,
+    Sheet,
+    Table,
+    column,
+    in_order,
+    owners_of,
+    text_columns,
+    texts,
+)
 from fedlora.errors import UserError
 
 NONE = -100  # as a label: none of those that are learnt, as torch's cross-entropy has it
 
 
-def fits(table: Dataset, data: Data) -> bool:
+def fits(sheet: Sheet, data: Data) -> bool:
     """Whether the table has the columns."""
-    return {data.text, data.label} <= {*table.column_names}
+    return {data.text, data.label} <= sheet.columns.keys()
 
 
-def used(table: Dataset, data: Data) -> dict[str, str]:
+def used(sheet: Sheet, data: Data) -> dict[str, str]:
     """What is made of its columns, by name."""
     return {data.text: "text", data.label: "label"}
 
 
-def check(table: Dataset, where: str, data: Data, by: str | None) -> Table:
+def check(sheet: Sheet, where: str, data: Data, by: str | None) -> Table:
     """The table's text, label and owner columns, each row's value there and of the right kind."""
-    if not len(table):
+    if not len(sheet):
         raise UserError(f"{where} has no rows. Fill it or remove it.")
-    texts = column(table, where, data.text, "data.text")
-    if not all(isinstance(t, str) for t in texts):
+    found = texts(sheet, where, data.text, "data.text")
+    if all(NUMBER.fullmatch(text.strip()) for text in found):
         raise UserError(
-            f"{where}: the column {data.text!r} holds {table.features[data.text]}, not text. "
-            f"Set data.text to one of {', '.join(text_columns(table)) or 'its text columns'}."
+            f"{where}: the column {data.text!r} holds numbers, not text. "
+            f"Set data.text to one of {', '.join(text_columns(sheet)) or 'its text columns'}."
         )
     return Table(
-        contents=texts,
-        names=names_of(table, where, data.label),
-        classes=classes_of(table, data.label),
-        owners=owners_of(table, where, by) if by else None,
+        contents=found,
+        names=names_of(sheet, where, data.label),
+        classes=sheet.classes.get(data.label, []),
+        owners=owners_of(sheet, where, by) if by else None,
+        notes=sheet.notes,
     )
 
 
-def classes_of(table: Dataset, label: str) -> list[str]:
-    feature = table.features[label]
-    return list(feature.names) if isinstance(feature, ClassLabel) else []
-
-
-def names_of(table: Dataset, where: str, label: str) -> list[str]:
-    """The label of each row by name: strings as they are, integers in decimal."""
-    values = column(table, where, label, "data.label")
-    classes = classes_of(table, label)
-    if classes:
+def names_of(sheet: Sheet, where: str, label: str) -> list[str]:
+    """The label of each row by name: as it is written, integers in decimal."""
+    if classes := sheet.classes.get(label):
+        values = column(sheet, where, label, "data.label")
         for row, value in enumerate(values, start=1):
             if not 0 <= value < len(classes):
                 raise UserError(
@@ -56,18 +61,20 @@ def names_of(table: Dataset, where: str, label: str) -> list[str]:
                     f"{len(classes)} labels of {label!r}. Fill it or remove the row."
                 )
         return [classes[value] for value in values]
-    if not all(isinstance(value, str | int) for value in values):
+    names = texts(sheet, where, label, "data.label")
+    kinds = {name for name in names if not INTEGER.fullmatch(name)}
+    if kinds and all(NUMBER.fullmatch(name) for name in names):
         raise UserError(
-            f"{where}: the column {label!r} holds {table.features[label]}; labels are strings or "
-            f"integers. Convert them, or set data.label to another column."
+            f"{where}: the column {label!r} holds fractions, as {min(kinds)}; labels are strings "
+            f"or integers. Convert them, or set data.label to another column."
         )
-    return [str(value) for value in values]
+    return names
 
 
 def label_names(tables: Mapping[str, Table], data: Data, others: bool = False) -> list[str]:
     """data.labels, of which every row of the tables (by place) has one, or with `others` may have
-    none; else the label names of all
-    tables: in the data set's own order where it has one, else sorted, integers as numbers."""
+    none; else the label names of all tables: in the data set's own order where it has one, else
+    sorted, integers as numbers."""
     if data.labels is not None:
         for where, table in tables.items():
             for row, name in enumerate(table.names, start=1):
@@ -79,10 +86,7 @@ def label_names(tables: Mapping[str, Table], data: Data, others: bool = False) -
         return list(data.labels)
     ordered = list(dict.fromkeys(name for table in tables.values() for name in table.classes))
     more = {name for table in tables.values() for name in table.names} - set(ordered)
-    try:
-        labels = ordered + sorted(more, key=int)
-    except ValueError:
-        labels = ordered + sorted(more)
+    labels = ordered + in_order(more)
     if len(labels) < 2:
         raise UserError(
             f"{', '.join(tables)}: every row has the label {labels[0]!r}, so there is nothing to "

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedlora.config import Data
-from fedlora.data import Federation, load, partition, sources
+from fedlora.data import Federation, files, load, partition, sources
 from fedlora.errors import UserError
 from fedlora.tasks import Kind
 
@@ -35,7 +35,7 @@ def own(
     if not file.is_file():
         raise UserError(f"there is no file {file} (looked from {Path.cwd()}). Correct the path.")
     rule, data = sources.RULES[kind], data.model_copy(update={"partition": "split"})
-    table = rule.check(sources.read_file(file), str(file), data, None)
+    table = rule.check(files.read(file), str(file), data, None)
     labels = rule.label_names({str(file): table}, data, others)
     rows = rule.together([table], labels)
     trained, held = partition.hold_out({client: list(range(len(rows)))}, data, seed)
@@ -48,6 +48,7 @@ def own(
         rows=rows,
         trained=trained,
         held=held,
+        notes=sources.remarks([table]),
     )
 
 

@@ -6,12 +6,13 @@ The rules that draw at random are those of flwr-datasets, each with its own gene
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
 
 from fedlora.config import Data
+from fedlora.data.columns import in_order
 from fedlora.errors import UserError
 from fedlora.streams import derive, stream
 
@@ -35,13 +36,14 @@ def evenly(
     return set(rows[:count])
 
 
-def grouped(rows: Sequence[int], owners: Sequence[Any]) -> dict[str, Rows]:
-    """{owner: rows}, owners in order; what flwr-datasets' NaturalIdPartitioner does, without the
-    seconds that importing it takes, since this is every run's default."""
-    groups: dict[Any, Rows] = {}
+def grouped(rows: Sequence[int], owners: Sequence[str]) -> dict[str, Rows]:
+    """{owner: rows}, owners in order, integers as numbers; what flwr-datasets'
+    NaturalIdPartitioner does, without the seconds that importing it takes, since this is every
+    run's default."""
+    groups: dict[str, Rows] = {}
     for row in rows:
         groups.setdefault(owners[row], []).append(row)
-    return {str(owner): groups[owner] for owner in sorted(groups)}
+    return {owner: groups[owner] for owner in in_order(groups)}
 
 
 def deal(data: Data, labels: Sequence[int], rows: Sequence[int], seed: int) -> dict[str, Rows]:

@@ -4,8 +4,9 @@ Every table is checked as it is read, so that what leaves this module can be tru
 are texts, a label for every row, and a message that names the place and the mend where not.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import errno
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import datasets
 from datasets import Dataset
 
 from fedlora.config import Data
-from fedlora.data import conversations, labelled
+from fedlora.data import conversations, files, labelled
+from fedlora.data.columns import Sheet, Table
+from fedlora.data.notes import SHOWN, alike
 from fedlora.errors import UserError
 from fedlora.tasks import Kind
 
@@ -26,14 +29,7 @@ BUNDLED = {name: Path(__file__).parent / name for name in ("sentiment", "definit
 # `together` one `Dataset` of several.
 RULES: dict[Kind, Any] = {"labelled": labelled, "conversations": conversations}
 
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # Only an empty cell is a missing value: pandas would also lose texts such as "None" and "NA".
-    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-TYPES = ", ".join(READERS)
+FULL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # nothing is written
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,10 @@ class Source:
 
     labels: list[str]  # none where rows are conversations
     rows: Dataset  # text (str) or messages (list of role and content), and label (int)
-    owners: list[Any] | None
+    owners: list[str] | None
     test: Dataset | None  # as rows
     public: Dataset | None  # as rows
+    notes: list[str]  # what looks odd and is no error
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,10 @@ class Raw:
     """Tables as they were read: {place: training rows}, where under "split" the places are the
     clients; and the server's own."""
 
-    rows: dict[str, Dataset]
-    test: Dataset | None = None
-    public: Dataset | None = None
+    rows: dict[str, Sheet]
+    test: Sheet | None = None
+    public: Sheet | None = None
+    notes: Sequence[str] = ()
 
 
 def read(data: Data, kind: Kind = "labelled") -> Source:
@@ -70,10 +68,11 @@ def read(data: Data, kind: Kind = "labelled") -> Source:
     parts = {where: rule.check(table, where, data, by) for where, table in raw.rows.items()}
     test = None if raw.test is None else rule.check(raw.test, "the test rows", data, None)
     public = None if raw.public is None else rule.check(raw.public, "the public rows", data, None)
-    given = {**parts, "the test rows": test, "the public rows": public}
-    labels = rule.label_names({where: table for where, table in given.items() if table}, data)
+    served = {"the test rows": test, "the public rows": public}
+    given = {**parts, **{where: table for where, table in served.items() if table}}
+    labels = rule.label_names(given, data)
     if data.partition == "split":
-        owners: list[Any] | None = [c for c, part in parts.items() for _ in part.names]
+        owners: list[str] | None = [c for c, part in parts.items() for _ in part.names]
     else:
         (owners,) = (part.owners for part in parts.values())
     return Source(
@@ -82,7 +81,15 @@ def read(data: Data, kind: Kind = "labelled") -> Source:
         owners=owners,
         test=None if test is None else rule.together([test], labels),
         public=None if public is None else rule.together([public], labels),
+        notes=[*raw.notes, *remarks(list(given.values()), owners)],
     )
+
+
+def remarks(tables: Sequence[Table], owners: Sequence[str] | None = None) -> list[str]:
+    """What looks odd in checked rows, each said once."""
+    own = (note for table in tables for note in table.notes)
+    labels = Counter(name for table in tables for name in table.names)
+    return [*dict.fromkeys(own), *alike("labels", labels), *alike("clients", Counter(owners))]
 
 
 def tables(data: Data) -> Raw:
@@ -95,56 +102,42 @@ def tables(data: Data) -> Raw:
                 f"data.partition = 'split' needs a folder with one file a client, and "
                 f"{data.name!r} is none. Set data.name to one, or choose another data.partition."
             )
-        found = {c: read_file(f) for c, f in files_of(path).items()}
+        there, others = files.of(path)
+        found = {client: files.read(file) for client, file in there.items()}
         if not found:
-            raise UserError(f"no client's file in {path}: put one file a client there ({TYPES}).")
+            raise UserError(
+                f"no client's file in {path}: put one file a client there ({files.TYPES})."
+            )
         test, public = found.pop("test", None), found.pop("public", None)
-        return Raw(found, test, public)
+        return Raw(found, test, public, passed_over(path, others))
     if path.is_dir():
-        files = files_of(path)
-        if "train" not in files:
+        there, others = files.of(path)
+        if "train" not in there:
+            has = ", ".join(sorted([*others, *(file.name for file in there.values())]))
             raise UserError(
                 f"no training rows in {path}: it needs a file train with one of the endings "
-                f"{TYPES}. It has {', '.join(f.name for f in files.values()) or 'no such file'}."
+                f"{files.TYPES}. It has {has or 'no file'}."
             )
-        train, test = files["train"], files.get("test")
-        return Raw({str(train): read_file(train)}, test and read_file(test))
-    if path.is_file():
-        return Raw({str(path): read_file(path)})
-    if data.name.startswith(("/", ".", "~")) or path.suffix in READERS or data.name.count("/") > 1:
+        train, tested = there.pop("train"), there.pop("test", None)
+        others = sorted([*others, *(file.name for file in there.values())])
+        return Raw(
+            {str(train): files.read(train)},
+            files.read(tested) if tested else None,
+            notes=[] if data.name in BUNDLED else passed_over(path, others),
+        )
+    if path.exists():
+        return Raw({str(path): files.read(path)})
+    if data.name.startswith(("/", ".", "~")) or files.form(path) or data.name.count("/") > 1:
         raise UserError(
             f"there is no file or folder {path} (looked from {Path.cwd()}). Correct data.name."
         )
     return read_hub(data.name)
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """{stem: file} of the folder's tables, sorted by name."""
-    found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in READERS):
-        if path.stem in found:
-            raise UserError(
-                f"{found[path.stem]} and {path.name} have the same name but for the ending. "
-                f"Keep one of them."
-            )
-        found[path.stem] = path
-    return found
-
-
-def read_file(path: Path) -> Dataset:
-    """A table of any known type, by Datasets and through its cache."""
-    if path.suffix not in READERS:
-        raise UserError(f"{path}: unknown file type {path.suffix!r}. Known are {TYPES}.")
-    builder, options = READERS[path.suffix]
-    try:
-        with no_bars():
-            return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except Exception as error:  # whatever the reader of that type raises
-        reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
-        raise UserError(
-            f"{path} cannot be read as {path.suffix[1:]}, or has no rows ({reason}). Mend the file "
-            f"or remove it."
-        ) from error
+def passed_over(folder: Path, names: list[str]) -> list[str]:
+    """A note on what a folder has beside the rows that are read."""
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [f"not read in {folder}: {', '.join(names[:SHOWN] + more)}"] if names else []
 
 
 def read_hub(name: str) -> Raw:
@@ -152,6 +145,11 @@ def read_hub(name: str) -> Raw:
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # the network, the hub and the data set's own files can all fail
+        if (full := cache_fault(error)) is not None:
+            raise UserError(
+                f"{name!r} cannot be kept in {full.filename or datasets.config.HF_DATASETS_CACHE} "
+                f"({full.strerror}): make room there, or set HF_HOME to another folder."
+            ) from error
         raise UserError(
             f"{name!r} is no file or folder here, and the hub does not give a data set of that "
             f"name ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Correct "
@@ -160,16 +158,12 @@ def read_hub(name: str) -> Raw:
     train = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
     if train not in splits:
         raise UserError(f"{name} has no split 'train'; it has {', '.join(splits)}.")
-    return Raw({name: splits[train]}, splits.get("test"))
+    test = splits.get("test")
+    return Raw({name: Sheet.of(splits[train])}, None if test is None else Sheet.of(test))
 
 
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Without the progress bars of Datasets: local files are read in a moment."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+def cache_fault(error: BaseException | None) -> OSError | None:
+    """The reason why nothing could be written, among the reasons of an error."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in FULL):
+        error = error.__cause__ or error.__context__
+    return error

@@ -6,6 +6,7 @@ from datasets import Dataset
 from fedlora.check import data as look
 from fedlora.config import Data
 from fedlora.data import Federation
+from fedlora.data.columns import Sheet
 
 NONE = Dataset.from_dict({"text": [], "label": []})
 
@@ -25,7 +26,7 @@ def federation(labels: list[str]) -> Federation:
 
 def test_columns_have_their_kind_and_their_use() -> None:
     """Of every kind that tables have."""
-    table = Dataset.from_dict(
+    table = Sheet(
         {
             "text": ["one", "two", "one"],
             "label": [1, 0, 1],
@@ -40,7 +41,7 @@ def test_columns_have_their_kind_and_their_use() -> None:
         ("text", "text", 2, "one", "text"),
         ("label", "whole numbers", 2, "1", "label"),
         ("weight", "numbers", 3, "0.5", ""),
-        ("kept", "true or false", 2, "True", ""),
+        ("kept", "true or false", 2, "true", ""),
         ("turns", "list", None, "['a']", ""),
         ("site", "text", 2, "x", "client"),
     ]
@@ -58,7 +59,7 @@ def test_columns_have_their_kind_and_their_use() -> None:
 )
 def test_conversations_say_what_their_columns_are(columns: list[str], uses: list[str]) -> None:
     """In each of the forms."""
-    table = Dataset.from_dict({name: [["a"] if name == "messages" else "a"] for name in columns})
+    table = Sheet({name: [["a"] if name == "messages" else "a"] for name in columns})
     found = look.columns(table, Data(partition="iid"), "conversations")
     assert [c.use for c in found] == uses
 

@@ -27,7 +27,7 @@ def test_found_by_name():
     raw = sources.tables(Data(name="definitions"))
     (train,) = raw.rows.values()
     assert raw.test is not None
-    assert train.column_names == raw.test.column_names == ["instruction", "output", "domain"]
+    assert [*train.columns] == [*raw.test.columns] == ["instruction", "output", "domain"]
     assert (len(train), len(raw.test)) == (2102, 256)
 
 

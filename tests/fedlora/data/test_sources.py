@@ -1,5 +1,7 @@
 """What can be read, and what is said where it cannot."""
 
+import json
+
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -43,6 +45,30 @@ def test_integer_labels_sort_as_numbers(as_text, tmp_path):
     source = read(table(put(tmp_path / "all.jsonl", cells)))
     assert source.labels == ["2", "9", "10", "100"]
     assert source.rows["label"][:] == [1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_numbers_and_booleans_in_rows_are_text(ending, tmp_path):
+    """A text of digits among others, and labels of either kind."""
+    cells = [
+        {"text": t, "label": b, "n": i} for i, (t, b) in enumerate([("a", True), ("b", False)])
+    ]
+    data = table(put(tmp_path / f"all.{ending}", cells))
+    assert [label.lower() for label in read(data).labels] == ["false", "true"]
+    assert read(data.model_copy(update={"label": "n"})).labels == ["0", "1"]
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"text": "a", "label": 1}\n{"text": 7.0, "label": "x"}\n'
+    )
+    source = read(table(tmp_path / "mixed.jsonl"))
+    assert (source.rows["text"][:], source.labels) == (["a", "7.0"], ["1", "x"])
+
+
+def test_labels_stay_as_they_are_written(tmp_path):
+    """01 is not 1, in an order that is the same for all processes."""
+    (tmp_path / "all.csv").write_text("text,label\na,1\nb,01\nc,007\nd,+1\n")
+    source = read(table(tmp_path / "all.csv"))
+    assert source.labels == ["+1", "01", "1", "007"]
+    assert source.rows["label"][:] == [2, 1, 3, 0]
 
 
 def test_class_labels_keep_their_names_and_order(tmp_path):
@@ -94,9 +120,14 @@ TABLES = {
     "a blank text": ([*GOOD, {"text": "  ", "label": "x"}], "row 3 .*'text'"),
     "a number for a text": (
         [{"text": 1, "label": "x", "title": "p"}],
-        "'text' holds .*int64.*, not text.*title",
+        "'text' holds numbers, not text.*title",
     ),
     "a fraction for a label": ([{"text": "p", "label": 0.5}], "strings or integers"),
+    "a list for a text": (
+        [*GOOD[:1], {"text": "q", "label": ["x"]}],
+        "row 2 .*'label' holds a list",
+    ),
+    "rows within an object": ([{"data": GOOD}], "no column 'text'.* the 2 objects in 'data'"),
     "one label only": (GOOD[:1] * 3, "every row has the label 'x'"),
 }
 
@@ -106,7 +137,17 @@ def test_bad_tables_are_said(case, tmp_path):
     """A fault in a table is reported with the column or row, and what to do."""
     content, says = TABLES[case]
     with pytest.raises(UserError, match=says):
-        read(table(put(tmp_path / "all.jsonl", content)))
+        path = tmp_path / "all.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        read(table(path))
+
+
+def test_fractions_are_no_labels_in_any_form(tmp_path):
+    """Nor whole ones, as integers become where a table lacks one."""
+    for ending in ("csv", "parquet"):
+        path = put(tmp_path / f"all.{ending}", [{"text": "p", "label": 1.0}])
+        with pytest.raises(UserError, match=r"holds fractions, as 1\.0"):
+            read(table(path))
 
 
 def test_a_missing_owner_is_said(tmp_path):
@@ -140,6 +181,12 @@ FILES = {
     ),
     "empty": ({"all.jsonl": ""}, "all.jsonl", "iid", "all.jsonl .* has no rows"),
     "only a header": ({"a.csv": "text,label\n"}, "", "split", "a.csv .* has no rows"),
+    "a field too many": (
+        {"all.csv": "text,label\np,x\nq, r,y\n"},
+        "all.csv",
+        "iid",
+        "all.csv cannot be read: line 3 has 3 fields",
+    ),
     "damaged": ({"all.jsonl": "{broken\n"}, "all.jsonl", "iid", "all.jsonl cannot be read"),
 }
 

@@ -1,0 +1,77 @@
+"""What is said of rows that look odd."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from fedlora.config import Data
+from fedlora.data import load, notes
+from fedlora.data.owned import own
+from tests.fedlora.data.tables import put
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("good", "Good"),
+        ("good", " good\t"),
+        ("very good", "very  good", "VERY\u00a0good"),
+        ("good", "go\u200bod"),
+        ("café", "cafe\u0301"),
+        ("1", "01", "+1"),
+        ("straße", "STRASSE"),
+    ],
+)
+def test_spellings_of_one_label_are_told_with_their_counts(names: tuple[str, ...]) -> None:
+    """The commonest first; names of their own are not told."""
+    counts = {name: 10 - i for i, name in enumerate(names)} | {"bad": 3, "10": 4, "-1": 1, "0": 2}
+    (note,) = notes.alike("labels", counts)
+    told = " / ".join(f"{name!r} ({10 - i} rows)" for i, name in enumerate(names))
+    assert note == f"labels that look alike and count as different: {told}"
+
+
+def test_different_names_are_none() -> None:
+    assert notes.alike("labels", {"good": 1, "bad": 1, "0": 1, "1": 1, "10": 1, "-1": 1}) == []
+
+
+def test_only_so_many_are_spelt_out() -> None:
+    counts = {name: 1 for i in range(30) for name in (f"n{i}", f"N{i}")}
+    (note,) = notes.alike("labels", counts)
+    assert note.count("rows") == 2 * notes.SHOWN and note.endswith("…")
+
+
+def said(texts: list[str], labels: list[int]) -> Dataset:
+    return Dataset.from_dict({"text": texts, "label": labels})
+
+
+def test_repeated_rows_are_told() -> None:
+    """Texts that have two labels, and test rows that are training rows."""
+    trained = said(["a", "b", "a", "a", "c", "c"], [0, 1, 1, 0, 2, 2])
+    assert notes.repeated(trained, said(["d"], [0])) == [
+        "1 texts have more than one label, in 3 training rows"
+    ]
+    (_, known) = notes.repeated(trained, said(["b", "d", "a", "a"], [0, 0, 0, 0]))
+    assert known.startswith("3 of 4 test rows are training rows too")
+    assert notes.repeated(said(["a"], [0]), said(["b"], [0])) == []
+
+
+def table(labels: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"text": f"text {i}", "label": l, "site": "North" if i % 2 else "north"}
+        for i, l in enumerate(labels)
+    ]
+
+
+def test_a_federation_has_its_notes(tmp_path: Path) -> None:
+    """On labels and owners of all files, each once; a node's own rows too; none on good rows."""
+    put(tmp_path / "all.csv", table(["good", "bad", "Good", "bad"] * 10))
+    for data in (Data(name=str(tmp_path / "all.csv"), by="site"),):
+        told = load(data, 0).notes
+        assert [note.split()[0] for note in told] == ["labels", "clients"]
+        assert "'Good' (10 rows) / 'good' (10 rows)" in told[0]
+        assert "'North' (20 rows) / 'north' (20 rows)" in told[1]
+    alone = own(str(tmp_path / "all.csv"), "north", Data(), 0)
+    assert [note.split()[0] for note in alone.notes] == ["labels"]
+    assert load(Data(), 0).notes == [] == load(Data(name="definitions"), 0, "conversations").notes

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedlora import weights
 from fedlora.config import Model
 from fedlora.errors import UserError
 from fedlora.models import quiet
@@ -53,7 +54,8 @@ def converted(path: Path) -> Path:
     """The folder made of a GGUF file; made now where nobody has yet.
 
     Raises:
-        UserError: the package `gguf` is missing, or the cache cannot be written.
+        UserError: the package `gguf` is missing, the cache cannot be written, or the file lacks
+            weights.
         Exception: whatever Transformers makes of a file that it cannot read.
     """
     folder = place(path)
@@ -99,10 +101,12 @@ def _convert(path: Path, folder: Path) -> None:
         "local_files_only": True,
         "trust_remote_code": False,
     }
-    weights: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **weights.TOLD}
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, **weights)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
+        model, told = loaded
+        weights.loaded(model, told, path.name)
         # Its weights are ordinary by now; only the marks are left, and would be saved.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

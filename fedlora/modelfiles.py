@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, snapshot_download
+from safetensors import SafetensorError, safe_open
 
 from fedlora.errors import UserError
 
@@ -73,7 +74,8 @@ def _faults(folder: Path) -> Iterator[str]:
 
 
 def weighed(folder: Path, name: str) -> None:
-    """Raises UserError where the folder has no weights in a format that cannot run."""
+    """Raises UserError where the folder has no weights in a format that cannot run, or not whole
+    files of them."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{name!r} has no weights in safetensors. Other formats, such as pytorch_model.bin, "
@@ -81,6 +83,26 @@ def weighed(folder: Path, name: str) -> None:
             "trust it, by AutoModel.from_pretrained(…).save_pretrained(…), which writes "
             "model.safetensors, or choose another model.revision"
         )
+    if (wrong := next(_broken(folder), None)) is not None:
+        raise UserError(
+            f"of the weights of {name!r}, in {folder}, {wrong}: fetch the model's files again, "
+            "whole (with git, by git lfs pull)"
+        )
+
+
+def _broken(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of weights, as far as their first bytes and sizes tell."""
+    for path in sorted(folder.glob(INDEX)):
+        for name in sorted(set(_table(_table(path).get("weight_map")).values())):
+            if not (folder / name).exists():
+                yield f"{name}, of which {path.name} says that weights are in it, is not there"
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as e:
+            size = path.stat().st_size
+            yield f"{path.name} ({size:,} bytes) is cut short or damaged ({e})"
 
 
 def _own(name: object) -> bool:

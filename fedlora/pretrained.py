@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedlora import gguf, modelfiles, quantised
+from fedlora import gguf, modelfiles, quantised, weights
 from fedlora.config import Model
 from fedlora.device import DTYPES
 from fedlora.errors import UserError
@@ -102,10 +102,13 @@ class Pretrained:
         known = [n for n in (tokenizer.model_max_length, places) if isinstance(n, int) and n > 0]
         return min(asked, *known)
 
-    def model(
-        self, kind: Any, what: str, stored: bool = False, **arguments: Any
-    ) -> PreTrainedModel:
-        """The model in evaluation mode and the settings' format, fp32 where they leave it open.
+    def model(self, kind: Any, what: str, stored: bool = False) -> PreTrainedModel:
+        """What `load` loads."""
+        return self.load(kind, what, stored).model
+
+    def load(self, kind: Any, what: str, stored: bool = False, **arguments: Any) -> weights.Loaded:
+        """The model in evaluation mode and the settings' format, fp32 where they leave it open, and
+        what was drawn of it.
 
         Args:
             kind: one of Transformers' AutoModelFor….
@@ -114,28 +117,37 @@ class Pretrained:
             arguments: for `from_pretrained`.
 
         Raises:
-            UserError: the files make no such model.
+            UserError: the files make no such model, or lack some of its weights.
         """
         try:
-            how = {"dtype": "auto"} if stored else self._format
-            modelfiles.weighed(self.source, self.settings.name)
+            how = {"dtype": "auto"} if stored else self._format(kind)
+            name = self.settings.name
+            modelfiles.weighed(self.source, name)
             with quiet():
-                return _steady(kind.from_pretrained(self.source, **how, **WHOLE, **arguments))
+                model, told = kind.from_pretrained(
+                    self.source, **how, **WHOLE, **weights.TOLD, **arguments
+                )
+            found = weights.loaded(_steady(model), told, name)
+            if not stored:
+                weights.finite(model, name)
+            return found
         except Exception as error:
             self._unusable(f"model for {what}", error)
 
-    @property
-    def _format(self) -> dict[str, Any]:
+    def _format(self, kind: Any) -> dict[str, Any]:
         dtype = DTYPES.get(self.settings.dtype, torch.float32)
         if self.settings.quantize is None:
             return {"dtype": dtype}
         quantised.needed()
+        with torch.device("meta"):
+            whole = weights.trained_whole(kind.from_config(self.config()))
         how = BitsAndBytesConfig(
             load_in_8bit=self.settings.quantize == "8bit",
             load_in_4bit=self.settings.quantize == "4bit",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=whole or None,  # by default a language model's output layer
         )
         place = {"": self.device}
         return {"dtype": dtype, "quantization_config": how, "device_map": place}

@@ -123,6 +123,8 @@ class Coordinator:
         started = time.monotonic()
         self.observer.phase(0, "start", 0)
         check(self.resident)
+        for line in self.resident.task.notes:
+            self.observer.note(line)
         self.greeter.greet()
         base = ServerBase(self.resident, self.grid, self.roster, self.observer)
         first = called(self.strategy, "begin", base)

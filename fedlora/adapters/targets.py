@@ -20,14 +20,16 @@ LINEAR = (nn.Linear, Conv1D)
 
 def head(model: PreTrainedModel) -> list[str]:
     """Names of the children that stand beside the pretrained body and hold parameters: a
-    classifier, a score. Empty for a language model, whose output layer is pretrained too."""
+    classifier, a score; and of what was `drawn` in the body, as `fedlora.weights` says: a pooler
+    that the checkpoint lacks. Empty for a language model, whose output layer is pretrained too."""
     if model.get_output_embeddings() is not None:
         return []
-    return [
+    beside = [
         name
         for name, child in model.named_children()
         if name != model.base_model_prefix and any(True for _ in child.parameters())
     ]
+    return [*beside, *getattr(model, "drawn", ())]
 
 
 def targets(model: PreTrainedModel, config: settings.Adapter) -> dict[str, tuple[int, int]]:

@@ -50,6 +50,7 @@ class Task(Protocol):
     learn: str  # what of a row is learnt
     architecture: Any  # Transformers' AutoModelFor…
     labels: Sequence[str]
+    notes: list[str]  # what is to be said of the model, once it is made
     max_length: int
     pretrained: "Pretrained"
     tokenizer: "PreTrainedTokenizerBase"

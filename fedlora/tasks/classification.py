@@ -18,9 +18,10 @@ from fedlora.config import Config
 from fedlora.data.labelled import NONE
 from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
-from fedlora.tasks import Kind
+from fedlora.tasks import Kind, heads
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.masks import given
+from fedlora.weights import Loaded
 
 ROWS = 1024  # tokenised at once, as lists of numbers take many times the memory of tensors
 EMPTY = torch.empty(0, dtype=torch.int32)
@@ -43,6 +44,7 @@ class Classification:
 
     def __init__(self, config: Config, labels: Sequence[str]) -> None:
         self.labels = list(labels)
+        self.notes: list[str] = []
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
@@ -50,17 +52,24 @@ class Classification:
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode. A head that the checkpoint lacks, or has for
         other labels, is drawn from `seed`: the same for everyone who has the seed."""
+        own = heads.labels(self.pretrained.config())
         with forked(seed, "head"):
-            model = self.pretrained.model(
-                self.architecture,
-                "text classification",
-                stored,
-                id2label=dict(enumerate(self.labels)),
-                label2id={label: i for i, label in enumerate(self.labels)},
-                ignore_mismatched_sizes=True,
-            )
+            found = self._load(self.labels, stored)
+            if found.resized and heads.rows(own, self.labels):
+                found = self._load(own, stored)  # with the rows of more labels
+            self.notes = heads.fit(found, own, self.labels)
+        model = found.model
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model
+
+    def _load(self, labels: Sequence[str], stored: bool) -> Loaded:
+        return self.pretrained.load(
+            self.architecture,
+            "text classification",
+            stored,
+            problem_type="single_label_classification",  # whatever the base was trained for
+            **heads.named(labels),
+        )
 
     def encode(self, rows: Dataset) -> Encoded:
         """Tokenise rows with the columns text (str) and label (int), cut at max_length tokens."""

@@ -49,6 +49,7 @@ class Instruction:
 
     def __init__(self, config: Config, labels: Sequence[str] = ()) -> None:
         self.labels: list[str] = []
+        self.notes: list[str] = []
         self.learn = config.data.learn
         self.packing = config.data.packing
         self.by_row = config.privacy.on

@@ -3,11 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from fedlora import modelfiles
 from fedlora.config import Model
 from fedlora.pretrained import Pretrained
+from tests.fedlora.adapters.tiny import model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -18,7 +20,7 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
     asked, read = [], []
     folder = tmp_path / COMMIT
     folder.mkdir()
-    (folder / "model.safetensors").touch()
+    save_file({}, folder / "model.safetensors")
 
     def downloaded(name, revision, allow_patterns, **_):
         asked.append((name, revision, "*.safetensors" in allow_patterns))
@@ -26,7 +28,12 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
 
     def note(place, **_):
         read.append(place)
-        return SimpleNamespace(pad_token="[PAD]", modules=list)
+        return SimpleNamespace(pad_token="[PAD]")
+
+    def weights(place, **_):
+        read.append(place)
+        told = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        return model("bert"), dict.fromkeys(told, ())
 
     monkeypatch.setattr(modelfiles, "snapshot_download", downloaded)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
@@ -35,7 +42,7 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
         pretrained = Pretrained(Model(name="owner/model", revision=given))
         pretrained.tokenizer()
         pretrained.config()
-        pretrained.model(SimpleNamespace(from_pretrained=note), "anything")
+        pretrained.model(SimpleNamespace(from_pretrained=weights), "anything")
         assert asked == [("owner/model", meant, False), ("owner/model", COMMIT, True)]
         assert read == [folder] * 3
         asked.clear()

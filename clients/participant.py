@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from clients import private
 from clients.account import Account
@@ -17,8 +18,8 @@ from fedlora.privacy.budget import Spent
 from fedlora.privacy.central import clipped
 from fedlora.resident import Resident
 from fedlora.stacking import Member
-from fedlora.strategy import Round, stays
-from fedlora.tensors import Tensors, nbytes, select
+from fedlora.strategy import Round, Strategy, stays
+from fedlora.tensors import Tensors, nbytes, part_of, select
 from fedlora.training import Trained
 from fedlora.views import View
 from fedlora.wire import Parcel, encode
@@ -60,8 +61,9 @@ def train(
     except Spent as e:
         return answer("spent", str(e))
     finite = math.isfinite(metrics.get("loss", 0.0))
-    if finite and all(torch.equal(before[k], t) for k, t in after.items()):
-        return answer("error", "training moved no weight")
+    if finite and not any(_moved(k, before[k], t, round, strategy) for k, t in after.items()):
+        wire = resident.config.run.wire
+        return answer("error", f"training moved no weight by as much as run.wire = {wire} can tell")
     trained = {**tensors, **after}
     if kept := select(trained, stays(strategy) & adapter.parts):
         store.keep_own(kept, order.round, order.own, privacy.local)
@@ -106,6 +108,13 @@ def evaluate(
         reply.metrics |= {k: x for k, x in on_server.items() if math.isfinite(x)}
     held.keep(store, order)
     return reply
+
+
+def _moved(name: str, before: Tensor, after: Tensor, round: Round, strategy: Strategy) -> bool:
+    """Whether a tensor is another: one that leaves, where it arrives."""
+    if part_of(name) in stays(strategy):
+        return not torch.equal(before, after)
+    return not torch.equal(before.to(round.wire), after.to(round.wire))
 
 
 def _stale(e: Missing) -> Parcel:

@@ -78,9 +78,12 @@ def weighed(found: Sequence[Tensor], counts: Tensor) -> Tensor:
 
 def score(sums: Tensor, rows: int) -> Score:
     """Of the sums (3,) over so many rows: Σ c right, Σ c loss and Σ c, c being what a row counts.
-    NaN where nothing counts."""
+    NaN where nothing counts, and where a loss is none: what such a model finds likeliest is not
+    right by more than chance."""
     right, loss, count = sums.tolist()
-    return Score(right / count, loss / count, rows) if count else Score(math.nan, math.nan, rows)
+    if not count or math.isnan(loss):
+        return Score(math.nan, math.nan, rows)
+    return Score(right / count, loss / count, rows)
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """Before a client may take part: who it is, whether it agrees and fits; then it is a member."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import fedlora
 from fedlora import guard
 from fedlora.agreement import differences
+from fedlora.errors import UserError
 from fedlora.privacy import plan
 from fedlora.resident import Resident
 from fedlora.strategy import Round
-from fedlora.untrusted import named
+from fedlora.untrusted import named, plain
 from server.identity import Claim
 from server.roster import Member, Roster
 
@@ -25,14 +26,33 @@ def known(resident: Resident) -> dict[str, Any]:
     return {"version": fedlora.__version__, **resident.identity}
 
 
+def unnamed(id: str) -> str:
+    """Why nobody can be called so, or ""."""
+    if named(id) and len(quote(id, safe="")) <= LONGEST:
+        return ""
+    return (
+        "is not 1 to 128 printable characters, without spaces around, that fit into a file's name"
+    )
+
+
+def check_names(ids: Iterable[str]) -> None:
+    """Raises UserError where the data have a client that could not take part."""
+    for id in ids:
+        if why := unnamed(id):
+            raise UserError(
+                f"the client '{plain(id)}' of the data {why}: rename it in the column data.by, or "
+                "its file"
+            )
+
+
 def refusal(facts: Mapping[str, Any], resident: Resident) -> str:
     """Why a node that says this of itself may not take part, or ""."""
     id, examples, rank = (facts.get(k) for k in ("client", "examples", "rank"))
     full = resident.adapter.scaling.rank
     if not (isinstance(id, str) and id and type(examples) is int and type(rank) is int):
         return "it does not say its client id, its examples and its rank"
-    if not named(id) or len(quote(id, safe="")) > LONGEST:
-        return "its client id is not 1 to 128 printable characters that fit into a file's name"
+    if why := unnamed(id):
+        return f"its client id {why}"
     if wrong := differences(known(resident), facts):
         return "; ".join(wrong)
     if examples < 1:

@@ -22,6 +22,7 @@ from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from fedlora.untrusted import LONG, plain
 from server import origin
+from server.agreement import check_names
 from server.events import Events
 from server.loop import Coordinator
 from server.result import finish, tell
@@ -55,6 +56,7 @@ def _printed(grid: Grid, flat: dict[str, Any]) -> None:
     """`flwr run .`: what is printed goes to Flower's log, for people."""
     config, strategy = _resolved(settings.from_flat(flat))
     resident = Resident(config, strategy)
+    check_names(resident.federation.clients)
     run = RunDir.create(config)
     origin.begin(run.path, resident)
     dated = not config.privacy.central

@@ -58,6 +58,11 @@ class Use:
             said = "every client that is there blames the method: its own log says more"
             raise MethodError(said if self.discreet else self._said("\n"))
 
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was trained, where that may be told."""
+        return not (self.used or self.discreet)
+
     def check(self) -> None:
         """Raises Failed where the run trained nobody."""
         if self.used:

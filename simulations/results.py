@@ -13,6 +13,7 @@ from server.roster import Roster
 from server.rounds import asked_of
 from server.score import load_global
 from server.shared import Shared
+from server.use import Use
 from strategies import load
 
 log = logging.getLogger("fedlora.run")
@@ -49,8 +50,15 @@ def made(run: RunDir, given: settings.Tree | None = None, rows: bool = False) ->
 
 
 def loaded(run: RunDir, client: str | None) -> tuple[Resident, int]:
-    """As `made`, with what `learn` puts into it."""
+    """As `made`, with what `learn` puts into it, to leave. Raises UserError where that is nothing:
+    no client's update was used."""
     resident = made(run)
+    checkpoint = latest(run)
+    if checkpoint.round and Use.read(checkpoint.memory).nothing:
+        raise UserError(
+            f"no client's update was used in any round of {run.path.name}, so there is nothing "
+            f"trained in it: {run.path / 'log.txt'} says why"
+        )
     return resident, learn(resident, run, client)
 
 
@@ -73,6 +81,8 @@ def speak(resident: Resident, run: RunDir, client: str | None) -> int:
         UserError: as `learn`, and where a client has to be named.
     """
     round = learn(resident, run, client)
+    if round and Use.read(latest(run).memory).nothing:
+        log.warning("no client's update was used in any round: this is the base, untrained")
     if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
         known = ", ".join(sorted(_roster(run, latest(run)).members)[:20])
         raise UserError(

@@ -17,6 +17,7 @@ from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.strategy import Strategy
 from server import origin
+from server.agreement import check_names
 from server.loop import Coordinator
 from server.result import finish
 from simulations import plan as stacking
@@ -46,6 +47,7 @@ def simulate(
             f"{config.data.name} holds the server's rows alone and makes no clients, so there is "
             "nobody to simulate: put one file a client there, or start nodes with rows of their own"
         )
+    check_names(resident.federation.clients)
     plan.check_clients(config, resident.federation.examples)
     _ = resident.adapter  # a wrong model or target is said before anything is written
     config, apart = stacking.chosen(resident)

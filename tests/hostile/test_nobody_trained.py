@@ -12,13 +12,14 @@ from flwr.app import Message as FlowerMessage
 
 import strategies
 from fedlora import cli, settings, wire
-from fedlora.errors import Failed
+from fedlora.errors import Failed, UserError
 from fedlora.runs import RunDir
 from fedlora.wire import Parcel
 from server import app as server_app
 from server.events import opening
 from server.flower import Status
 from server.submit import Listener, _why
+from simulations import results
 from simulations.grid import InProcessGrid
 from simulations.pool import Pool
 from tests.federation import Meddler, Watch, World, federate
@@ -150,3 +151,24 @@ def test_the_server_app_fails_and_submit_says_why(
                     listener.hear(line)
             status = Status("finished:failed", "")
             assert "the disk is full" in _why(listener, status)
+
+
+def test_nothing_leaves_it_as_if_it_were_a_result(world: World, tmp_path: Path) -> None:
+    """Neither adapter nor curves; export refuses, though checkpoints are kept to look at; a score
+    is said to be the base's."""
+    with pytest.raises(Failed, match="no client's update was used"):
+        federate(world, tmp_path, "fedit", train__lr=1e30, data__test=0.2, **SHORT)
+    run = RunDir.open("run", str(tmp_path))
+    assert run.rounds() == [1, 2]
+    assert not {"adapter", "curves.png"} & {p.name for p in run.path.iterdir()}
+    with pytest.raises(UserError, match=r"no client's update was used .*log\.txt says why"):
+        results.loaded(run, None)
+
+
+def test_a_change_that_the_wire_rounds_away_is_none(world: World, tmp_path: Path) -> None:
+    """In fp32 it arrives; in bf16 the server would get back what it sent."""
+    given = {**SHORT, "run__rounds": 1, "train__lr": 1e-6, "train__optimizer": "sgd"}
+    given |= {"adapter__head": "frozen", "adapter__init": "pissa"}
+    federate(world, tmp_path / "a", "fedit", **given)
+    with pytest.raises(Failed, match=r"moved no weight by as much as run\.wire = bf16"):
+        federate(world, tmp_path / "b", "fedit", run__wire="bf16", **given)

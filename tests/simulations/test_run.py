@@ -11,7 +11,8 @@ from fedlora import settings
 from fedlora.errors import UserError
 from fedlora.progress import Observer
 from fedlora.resident import Resident
-from simulations import run
+from simulations import results, run
+from simulations.pool import Pool
 from simulations.run import pool, simulate
 from tests.federation import World
 
@@ -54,3 +55,40 @@ def test_the_servers_model_leaves_the_device_to_workers(
     with pytest.raises(UserError, match="enough"):
         simulate(config, strategy, pool(config), lambda _: nullcontext(Observer()))
     assert done == ["rest"] * workers + ["serve"]
+
+
+def named(world: World, root: Path, names: list[str]) -> settings.Tree:
+    """A run on the world's rows, whose three owners are called so."""
+    to = dict(zip(("books", "films", "shops"), names, strict=True))
+    rows = [json.loads(line) for line in world.data.read_text().splitlines()]
+    path = root / "named.jsonl"
+    path.write_text("".join(json.dumps({**r, "domain": to[r["domain"]]}) + "\n" for r in rows))
+    given = {"strategy.name": "fedsa", "data.name": str(path), "run.keep": "updates"}
+    return world.tree(root / "runs", {**given, "run.rounds": 1, "train.steps": 1})
+
+
+def test_a_client_may_have_any_name_that_people_can_read(world: World, tmp_path: Path) -> None:
+    """Each has files of its own, in the run's directory, and its own model."""
+    names = ["a/b", "..", "CON"], ["Case", "case", "\N{BOOKS}"]
+    for i, three in enumerate(names):
+        (tmp_path / str(i)).mkdir()
+        resolved = settings.resolve(named(world, tmp_path / str(i), three), strategies.load)
+        run = simulate(*resolved, Pool(0, 1), lambda _: nullcontext(Observer()))
+        assert len(list(run.round(1).glob("update-*.safetensors"))) == 3
+        kept = {p.parent.name for p in run.path.glob("clients/run-*/client-*/own-0001.*")}
+        assert len(kept) == 3
+        for name in three:
+            results.loaded(run, name)
+
+
+@pytest.mark.parametrize("name", ["a ", "x" * 129, "\N{BOOKS}" * 40, "a\tb", "a\u200bb"])
+def test_one_that_nobody_can_have_is_said_before_anything_trains(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    """Rather than that its rows are left out."""
+    tree = named(world, tmp_path, [name, "films", "shops"])
+    with pytest.raises(UserError, match=r"the client '.* rename it in the column data\.by"):
+        simulate(
+            *settings.resolve(tree, strategies.load), Pool(0, 1), lambda _: nullcontext(Observer())
+        )
+    assert not (tmp_path / "runs").exists()

@@ -1,11 +1,13 @@
 """The server's rows, scored by workers in shares: the same to the bit as by one process."""
 
 import json
+import math
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import torch
 
 from fedlora import evaluation
 from fedlora.errors import Failed
@@ -108,3 +110,9 @@ def test_a_run_with_workers_is_scored_by_them(world: World, tmp_path: Path) -> N
         found: Rated = rate(1, BOTH)
     row = plain.row(1)
     assert found.score and (found.score.score, found.score.loss) == (row["score"], row["test_loss"])
+
+
+def test_what_a_model_of_nans_finds_likeliest_is_no_score() -> None:
+    """Its largest logit is the first there is, right for as many rows as have that label."""
+    found = evaluation.score(torch.tensor([3.0, math.nan, 4.0], dtype=torch.float64), 4)
+    assert math.isnan(found.score) and math.isnan(found.loss) and found.rows == 4

@@ -23,6 +23,7 @@ def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> 
     """Id, training rows, rank limit, what everyone must agree on, and a proof that this is the node
     that had this id before. The server says in `parcel` what the run has; where this node has
     something else, its log says what."""
+    _ = resident.verified
     own = {"version": fedlora.__version__, **resident.identity}
     if parcel.facts and (wrong := differences(parcel.facts, own)):
         log.error("this node cannot take part in the run: %s", "; ".join(wrong))

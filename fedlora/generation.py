@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from fedlora import pieces
+from fedlora import limits, pieces
 from fedlora.config import Generate
 from fedlora.errors import UserError
 from fedlora.evaluation import evaluating
@@ -46,8 +46,8 @@ class Speaker:
         self.chat, self.settings = Chat(tokenizer, None), settings
         own = self.model.generation_config.eos_token_id
         self.ends = sorted({*self.chat.ends(), *(own if isinstance(own, list) else [own])} - {None})
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        context = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+        self.words = limits.words(self.model.config)
+        context = limits.longest(2**31, self.model.config, tokenizer)
         self.room = context - settings.max_new_tokens  # tokens that a prompt may have
 
     def fits(self, messages: Messages) -> bool:
@@ -88,19 +88,23 @@ class Speaker:
     def _generate(
         self, prompts: list[list[int]], draws: Sequence[torch.Generator], **more: Any
     ) -> list[str]:
-        tokenizer = self.chat.tokenizer
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        tokenizer, device = self.chat.tokenizer, self.model.device
+        lengths, width = torch.tensor([len(p) for p in prompts]), max(map(len, prompts))
+        pad = tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])  # (b, t)
+        mask = (torch.arange(width) >= width - lengths[:, None]).long()
         with evaluating(self.model), quiet():
             found = self.model.generate(
-                **{k: batch[k].to(self.model.device) for k in ("input_ids", "attention_mask")},
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
                 **PLAIN,
                 max_new_tokens=self.settings.max_new_tokens,
                 eos_token_id=self.ends or None,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=pad,
                 logits_processor=self._choice(draws),
                 **more,
             )
-        new = found[:, batch["input_ids"].shape[1] :]
+        new = found[:, width:]
         return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def _choice(self, draws: Sequence[torch.Generator]) -> LogitsProcessorList:
@@ -112,6 +116,7 @@ class Speaker:
 
     def _checked(self, messages: Messages) -> list[int]:
         ids = self.chat.prompt(messages)
+        limits.check(ids, self.words, self.chat.tokenizer)
         if len(ids) > self.room:
             raise UserError(
                 f"a conversation of {len(ids):,} tokens leaves no room for an answer of "

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedlora import gguf, modelfiles, quantised, weights
+from fedlora import gguf, limits, modelfiles, quantised, weights
 from fedlora.config import Model
 from fedlora.device import DTYPES
 from fedlora.errors import UserError
@@ -70,15 +70,19 @@ class Pretrained:
         return place
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with a padding token. Raises UserError where there is none."""
+        """The tokenizer, with a token that pads rows and one that ends a text, where it or the
+        model knows any. Raises UserError where there is no tokenizer."""
         try:
             file = gguf.chosen(self._place, self.settings)
             folder = self.source if file else self._described
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
         except Exception as error:  # a model's files can be wrong in any way
             self._unusable("tokenizer", error)
-        if tokenizer.pad_token is None:  # GPT-2, Llama
-            tokenizer.pad_token = tokenizer.eos_token
+        config = self.config()
+        if (end := limits.ending(config, tokenizer)) is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        pad = limits.padding(config, tokenizer)  # GPT-2 and Llama have none of their own
+        tokenizer.pad_token = None if pad is None else tokenizer.convert_ids_to_tokens(pad)
         return tokenizer
 
     def config(self) -> PretrainedConfig:
@@ -98,9 +102,12 @@ class Pretrained:
     def longest(self, asked: int, tokenizer: PreTrainedTokenizerBase) -> int:
         """Tokens of the longest row: as many as are asked for, where tokenizer and model go so
         far."""
-        places = getattr(self.config().get_text_config(), "max_position_embeddings", None)
-        known = [n for n in (tokenizer.model_max_length, places) if isinstance(n, int) and n > 0]
-        return min(asked, *known)
+        return limits.longest(asked, self.config(), tokenizer)
+
+    @property
+    def words(self) -> int | None:
+        """How many tokens the model has embeddings of."""
+        return limits.words(self.config())
 
     def model(self, kind: Any, what: str, stored: bool = False) -> PreTrainedModel:
         """What `load` loads."""

@@ -102,9 +102,20 @@ class Resident:
         with self.together("adapter"):
             with self.node.ranks.by_turns():
                 adapter = self._made()
-            if self.hides:
+            if self.node.data:
                 usable.rehearse(self.task, adapter.model)
             return adapter
+
+    @cached_property
+    def verified(self) -> bool:
+        """That rounds can come to something. Raises UserError where the model does not read the
+        longest row, or where there is nothing to learn; of rows that hide that is not said."""
+        if not self.node.data and not self.node.ranks.sharded:
+            usable.rehearse(self.task, self.adapter.model)
+        trained = sorted(row for rows in self.federation.trained.values() for row in rows)
+        if trained and not self.hides:
+            usable.teach(self.task, self.table.select(np.searchsorted(self._owned, trained)))
+        return True
 
     def _made(self) -> Adapter:
         seed = self.config.run.seed
@@ -271,15 +282,7 @@ class Resident:
         """What data.max_length costs the rows of this process, in words; "" where none is cut."""
         splits = [("", "test"), ("", "public")] if not self.node.data else []
         tables = [self.table, *(self.encoded(*split) for split in splits)]
-        cut, rows = (sum(x) for x in zip(*((t.truncated, len(t)) for t in tables), strict=True))
-        if not cut:
-            return ""
-        silent = sum(int((self.task.counts(t, range(len(t))) == 0).sum()) for t in tables if len(t))
-        lost = f"; {silent:,} of them have nothing left to be learnt or scored" if silent else ""
-        return (
-            f"{cut:,} of {rows:,} rows are longer than data.max_length = {self.task.max_length} "
-            f"tokens and lose their ends{lost}"
-        )
+        return usable.cuts(self.task, tables, self.config.data.max_length)
 
     def division(self, client: str) -> str:
         """SHA-256 of a client's rows and of which it trains on, without their labels: which of

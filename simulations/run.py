@@ -49,7 +49,8 @@ def simulate(
         )
     check_names(resident.federation.clients)
     plan.check_clients(config, resident.federation.examples)
-    _ = resident.adapter  # a wrong model or target is said before anything is written
+    # A wrong model or target, or rows that teach nothing, are said before anything is written.
+    _ = resident.adapter, resident.verified
     config, apart = stacking.chosen(resident)
     resident.config = config
     if stacking.rests(config):

@@ -88,6 +88,7 @@ def lengths(resident: Any) -> Iterator[Any]:
     from fedlora.check import draw, tokens
 
     yield draw.lengths(tokens.lengths(resident), resident.task.max_length)
+    _ = resident.verified
 
 
 def model(resident: Any) -> Iterator[Any]:

@@ -8,7 +8,7 @@ text does: where a prompt ends in a space, the answer's first token begins with 
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
-from itertools import groupby, takewhile
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -82,19 +82,19 @@ class Chat:
             UserError: the template does not take these messages, changes what they say, or writes
                 them so that answers have no place of their own.
         """
-        _, ids, _, learnt = self._read(messages, everything)
-        return ids, learnt
-
-    def marked(
-        self, messages: Messages, everything: bool = False, most: int | None = None
-    ) -> list[tuple[str, bool]]:
-        """The conversation's text in pieces, and of each whether it is learnt. What is behind the
-        first `most` tokens is left out. Raises UserError as `tokens` does."""
-        text, _, spans, learnt = self._read(messages, everything)
-        starts = [0, *(start for start, _ in spans[1:]), len(text)]
-        kept = list(enumerate(learnt))[:most]
-        pieces = [(list(run), learns) for learns, run in groupby(kept, key=lambda pair: pair[1])]
-        return [(text[starts[run[0][0]] : starts[run[-1][0] + 1]], flag) for run, flag in pieces]
+        text = self.text(messages)
+        ids, spans = self._tokenised(text)
+        for message in messages:
+            if _place(message["content"], text) is None:
+                raise UserError(_changed(message["role"]))
+        if everything:
+            return ids, [True] * len(ids)
+        answers = [
+            self._answer(messages, i, text, spans)
+            for i, message in enumerate(messages)
+            if message["role"] == "assistant"
+        ]
+        return ids, [any(_behind(span, a) and span[0] < b for a, b in answers) for span in spans]
 
     def prompt(self, messages: Messages) -> list[int]:
         """The tokens behind which the model says its next answer: those that training has in front
@@ -116,25 +116,6 @@ class Chat:
         special = set(self.tokenizer.added_tokens_decoder)
         own = self.tokenizer.eos_token_id
         return sorted({*(i for i in closing if i in special), *([] if own is None else [own])})
-
-    def _read(
-        self, messages: Messages, everything: bool
-    ) -> tuple[str, list[int], list[Span], list[bool]]:
-        """The text, its tokens, where each stands, and whether it is to be learnt."""
-        text = self.text(messages)
-        ids, spans = self._tokenised(text)
-        for message in messages:
-            if _place(message["content"], text) is None:
-                raise UserError(_changed(message["role"]))
-        if everything:
-            return text, ids, spans, [True] * len(ids)
-        answers = [
-            self._answer(messages, i, text, spans)
-            for i, message in enumerate(messages)
-            if message["role"] == "assistant"
-        ]
-        learnt = [any(_behind(span, a) and span[0] < b for a, b in answers) for span in spans]
-        return text, ids, spans, learnt
 
     def _tokenised(self, text: str) -> tuple[list[int], list[Span]]:
         found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -13,13 +13,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from fedlora import cancel
+from fedlora import cancel, limits
 from fedlora.config import Config
 from fedlora.data.labelled import NONE
 from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
 from fedlora.tasks import Kind, heads
-from fedlora.tasks.encoded import Encoded
+from fedlora.tasks.encoded import Encoded, named
 from fedlora.tasks.masks import given
 from fedlora.weights import Loaded
 
@@ -48,6 +48,7 @@ class Classification:
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
+        self.words = self.pretrained.words
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode. A head that the checkpoint lacks, or has for
@@ -82,6 +83,9 @@ class Classification:
             labels += some["label"]
             tokens = self.tokenizer(some["text"], truncation=True, max_length=self.max_length)
             lengths += [len(row) for row in tokens["input_ids"]]
+            for text, row in zip(some["text"], tokens["input_ids"], strict=True):
+                with named(text):
+                    limits.check(row, self.words, self.tokenizer)
             # A tokenizer in Python does not tell.
             cut += [bool(row.overflowing) for row in tokens.encodings or ()] or [False] * len(
                 some["text"]
@@ -111,7 +115,7 @@ class Classification:
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""
         padding = {
-            "input_ids": self.tokenizer.pad_token_id,
+            "input_ids": self.tokenizer.pad_token_id or 0,
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
         inputs, labels = encoded.padded(indices, padding, self.max_length)

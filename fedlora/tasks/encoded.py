@@ -3,7 +3,8 @@
 Shapes: n rows of the table, of T tokens in all; k of them selected.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora.errors import UserError
 from fedlora.pieces import padded
+
+BEGINNING = 60  # characters of a row, by which it is found
+
+
+@contextmanager
+def named(text: str) -> Iterator[None]:
+    """Inside, an error is one of the row with this text."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the row that begins {text[:BEGINNING]!r}: {error}") from None
 
 
 @dataclass(frozen=True)

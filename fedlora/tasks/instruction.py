@@ -14,18 +14,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fedlora import cancel
+from fedlora import cancel, limits
 from fedlora.config import Config
 from fedlora.errors import UserError
 from fedlora.models import quiet
 from fedlora.pretrained import Pretrained
 from fedlora.tasks import Kind
 from fedlora.tasks.chat import Chat, Messages
-from fedlora.tasks.encoded import Encoded
+from fedlora.tasks.encoded import Encoded, named
 from fedlora.tasks.likelihood import IGNORED, likelihood
 from fedlora.tasks.masks import given, looks_back
-
-BEGINNING = 60  # characters of a row, by which it is found
 
 
 class Instruction:
@@ -58,6 +56,7 @@ class Instruction:
         self.tokenizer = self.pretrained.tokenizer()
         self.chat = Chat(self.tokenizer, config.model.chat_template)
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
+        self.words = self.pretrained.words
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
@@ -94,11 +93,6 @@ class Instruction:
             cut=np.array(cut, dtype=np.bool_),
             rows=np.arange(len(lengths)),
         )
-
-    def marked(self, messages: Messages) -> list[tuple[str, bool]]:
-        """A row's text in pieces, up to where it is cut, and of each whether it is learnt. Raises
-        UserError as `Chat.tokens` does."""
-        return self.chat.marked(messages, self.learn == "all", self.max_length)
 
     def blank(self, length: int) -> Encoded:
         """One row without an answer."""
@@ -164,11 +158,10 @@ class Instruction:
         return right, losses
 
     def _tokens(self, messages: Messages) -> tuple[list[int], list[bool]]:
-        try:
-            return self.chat.tokens(messages, everything=self.learn == "all")
-        except UserError as error:
-            said = " ".join(message["content"] for message in messages)[:BEGINNING]
-            raise UserError(f"the row that begins {said!r}: {error}") from None
+        with named(" ".join(message["content"] for message in messages)):
+            ids, learnt = self.chat.tokens(messages, everything=self.learn == "all")
+            limits.check(ids[: self.max_length], self.words, self.tokenizer)
+        return ids, learnt
 
     def _means(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(b,) each: of a row's targets the mean cross-entropy and the share that are likeliest.

@@ -1,23 +1,27 @@
-"""Rows of which nothing may be told but by a private release, not even whether they can be used.
+"""Whether rows can be used at all, found out before they are.
 
-A row that the tokenizer, its template or the model does not take is a blank one: its gradient is
-zero and it is never right. And that a model reads rows as long as a run allows is tried once, on a
-row of nobody's, so that no row of somebody's decides it.
+Of rows of which nothing may be told but by a private release not even that is told. One that the
+tokenizer, its template or the model does not take is a blank one: its gradient is zero and it is
+never right. And that a model reads rows as long as a run allows is tried once, on a row of
+nobody's, so that no row of somebody's decides it.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from fedlora import limits
 from fedlora.data.labelled import NONE
 from fedlora.errors import UserError
-from fedlora.evaluation import evaluate
+from fedlora.evaluation import evaluating
 from fedlora.tasks import Task
+from fedlora.tasks.likelihood import IGNORED
 
-IDS = "input_ids"
+IDS, TARGETS = "input_ids", "labels"
 BLANK = 1  # tokens of a blank row
 
 
@@ -39,14 +43,65 @@ def encode(task: Task, rows: Dataset, vocabulary: int) -> tuple[Any, dict[int, s
 
 
 def rehearse(task: Task, model: Any) -> None:
-    """Raises UserError where the model cannot read a row of the greatest length."""
-    try:
-        evaluate(task, model, task.blank(task.max_length))
-    except Exception as e:
+    """Raises UserError where the model cannot read a row of the greatest length, beside another."""
+    if (fault := _fault(task, model, task.max_length)) is None:
+        return
+    lengths = range(1, task.max_length)
+    most = bisect_left(lengths, True, key=lambda n: _fault(task, model, n) is not None)
+    if most:
+        mend = f"set data.max_length={most}"
+    elif task.tokenizer.pad_token_id is None:
+        mend = "give its tokenizer a token to pad rows with (pad_token)"
+    else:
+        mend = "set model.name to another"
+    raise UserError(f"the model reads no rows of {task.max_length} tokens ({fault}): {mend}")
+
+
+def teach(task: Task, rows: Any) -> None:
+    """Raises UserError where nothing is to be learnt from these rows (at least one), or special
+    tokens alone: what ends an answer, say, or a word that the tokenizer does not know."""
+    if (targets := rows.inputs.get(TARGETS)) is None:
+        return
+    special = torch.tensor(sorted(limits.special(task.tokenizer)), dtype=targets.dtype)
+    words = (targets != IGNORED) & ~torch.isin(targets, special)
+    if any(words[rows.starts[i] : rows.starts[i + 1]].any() for i in rows.rows):
+        return
+    if cut := rows.truncated:
         raise UserError(
-            f"the model reads no row of {task.max_length} tokens ({type(e).__name__}): lower "
-            "data.max_length"
-        ) from e
+            f"no row has a word left to be learnt: {cut:,} of {len(rows):,} are longer than "
+            f"{task.max_length} tokens and lose their answers. Set data.max_length higher, as far "
+            "as the model reads, or shorten the rows"
+        )
+    raise UserError(
+        f"no row has a word that is learnt: all {len(rows):,} answers are special tokens to the "
+        "tokenizer, as unknown words are. Set model.name to a model of the rows' language"
+    )
+
+
+def cuts(task: Task, tables: Sequence[Any], asked: int) -> str:
+    """What a limit on length costs rows, in words; "" where none is cut and the limit is the one
+    that was asked for."""
+    cut, rows = (sum(x) for x in zip(*((t.truncated, len(t)) for t in tables), strict=True))
+    limit = f"data.max_length = {asked:,} tokens"
+    if lower := task.max_length < asked:
+        limit = f"the {task.max_length:,} tokens that the model reads, below {limit}"
+    if not cut:
+        return f"no row is longer than {limit}" if lower else ""
+    silent = sum(int((task.counts(t, range(len(t))) == 0).sum()) for t in tables if len(t))
+    lost = f"; {silent:,} of them have nothing left to be learnt or scored" if silent else ""
+    return f"{cut:,} of {rows:,} rows are longer than {limit}, and lose their ends{lost}"
+
+
+@torch.no_grad()
+def _fault(task: Task, model: Any, length: int) -> str | None:
+    """What the model raises over a row of so many tokens and one that is padded to it."""
+    rows = [task.blank(length), task.blank(BLANK)]
+    try:
+        with evaluating(model):
+            task.outcomes(model, task.batch(type(rows[0]).joined(rows), [0, 1]))
+    except Exception as e:
+        return f"{type(e).__name__}: {(str(e).splitlines() or ['no reason'])[0]}"
+    return None
 
 
 def _encoded(task: Task, rows: Dataset) -> tuple[Any, dict[int, str]]:

@@ -28,13 +28,17 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
 
     def note(place, **_):
         read.append(place)
-        return SimpleNamespace(pad_token="[PAD]")
+        return made
 
     def weights(place, **_):
         read.append(place)
         told = ("missing_keys", "unexpected_keys", "mismatched_keys")
         return model("bert"), dict.fromkeys(told, ())
 
+    known = {"all_special_ids": [], "added_tokens_decoder": {}, "vocab_size": 3}
+    ids = dict.fromkeys(("pad_token_id", "eos_token_id", "unk_token_id"))
+    made = SimpleNamespace(**known, **ids)
+    made.get_text_config = lambda: made
     monkeypatch.setattr(modelfiles, "snapshot_download", downloaded)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
     monkeypatch.setattr(AutoConfig, "from_pretrained", note)
@@ -44,7 +48,7 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
         pretrained.config()
         pretrained.model(SimpleNamespace(from_pretrained=weights), "anything")
         assert asked == [("owner/model", meant, False), ("owner/model", COMMIT, True)]
-        assert read == [folder] * 3
+        assert read == [folder] * 4  # the configuration, for the tokenizer too
         asked.clear()
         read.clear()
 

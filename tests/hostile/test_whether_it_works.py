@@ -85,6 +85,17 @@ def test_a_conversation_that_the_template_refuses_counts_without_a_gradient(
     assert facts[0] == facts[1] and facts[0]["status"] == "ok"
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_that_rows_teach_nothing_is_said_of_no_budget(
+    talks: Callable[..., Settings], tmp_path: Path, private: bool
+) -> None:
+    """All answers are cut off: a node refuses to begin, but where its rows may not decide it."""
+    own = talks()
+    epsilon = 3.0 if private else None
+    found = asked(own, run(tmp_path, own, data__max_length=5, privacy__epsilon=epsilon))
+    assert found.facts["status"] == ("ok" if private else "error")
+
+
 def test_a_token_that_the_model_does_not_know_is_no_question(
     texts: Callable[..., Settings], tmp_path: Path
 ) -> None:

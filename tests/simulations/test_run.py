@@ -15,6 +15,7 @@ from simulations import results, run
 from simulations.pool import Pool
 from simulations.run import pool, simulate
 from tests.federation import World
+from tests.fedlora.tasks import talk
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -31,6 +32,21 @@ def test_a_coordinators_data_has_nobody_to_simulate(
     config, strategy = settings.resolve(tree, strategies.load)
     with pytest.raises(UserError, match="server's rows alone and makes no clients"):
         simulate(config, strategy, pool(config), lambda log: Observer())  # type: ignore[arg-type, return-value]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_that_teach_nothing_start_no_run(tmp_path: Path) -> None:
+    """All answers are cut off: nothing is trained, and nothing is left."""
+    world = World(talk.save(tmp_path / "model"), talk.rows(tmp_path / "rows.jsonl"))
+    given = {
+        "strategy.name": "fedit",
+        "model.task": "instruction",
+        "adapter.target_modules": "all-linear",
+        "data.max_length": 5,
+    }
+    config, strategy = settings.resolve(world.tree(tmp_path / "runs", given), strategies.load)
+    with pytest.raises(UserError, match=r"longer than 5 tokens.*Set data\.max_length"):
+        simulate(config, strategy, pool(config), lambda _: nullcontext(Observer()))
     assert not (tmp_path / "runs").exists()
 
 

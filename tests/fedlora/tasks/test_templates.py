@@ -45,6 +45,12 @@ THINKS = CHATML.replace(
 )
 
 
+def learnt(made: Chat, talk: list[dict[str, str]]) -> str:
+    """What of a conversation is learnt, as text."""
+    ids, flags = made.tokens(talk, everything=False)
+    return str(made.tokenizer.decode([i for i, flag in zip(ids, flags, strict=True) if flag]))
+
+
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     return {kind: fast(kind) for kind in KINDS}
@@ -62,29 +68,13 @@ def test_an_answer_is_learnt_whole_behind_the_prompt_that_asks_for_it(
     made = Chat(tokenizer, template)
     for answer in ANSWERS:
         talk = turns("what has red", answer)
-        ids, learnt = made.tokens(talk, everything=False)
+        ids, flags = made.tokens(talk, everything=False)
         asked = made.prompt(talk[:1])
-        assert ids[: len(asked)] == asked and learnt.index(True) == len(asked)
-        taught = [i for i, flag in zip(ids, learnt, strict=True) if flag]
+        assert ids[: len(asked)] == asked and flags.index(True) == len(asked)
+        taught = [i for i, flag in zip(ids, flags, strict=True) if flag]
         assert taught[-1] == tokenizer.convert_tokens_to_ids(end)
-        (told,) = (text for text, flag in made.marked(talk) if flag)
-        assert told.strip().removesuffix(end).strip() == answer
         if kind != "likely":  # whose letters change
-            alone = tokenizer.decode(taught[:-1], clean_up_tokenization_spaces=False)
-            assert alone.strip() == answer.strip()
-
-
-def test_what_is_marked_is_the_text_up_to_where_it_is_cut(
-    tokenizers: dict[str, PreTrainedTokenizerFast],
-) -> None:
-    made = Chat(tokenizers["bytes"], CHATML)
-    talk = turns("what", "red", "it", "blue", system="user")
-    pieces = made.marked(talk)
-    assert "".join(text for text, _ in pieces) == made.text(talk)
-    assert [text for text, flag in pieces if flag] == ["red<|im_end|>", "blue<|im_end|>"]
-    ids, _ = made.tokens(talk, everything=False)
-    assert "".join(t for t, _ in made.marked(talk, most=7)) == tokenizers["bytes"].decode(ids[:7])
-    assert made.marked(talk, everything=True) == [(made.text(talk), True)]
+            assert tokenizer.decode(taught[:-1]).strip() == answer
 
 
 @pytest.mark.parametrize(
@@ -143,8 +133,8 @@ def test_white_space_around_a_turn_and_its_thoughts_is_the_template_s(
 ) -> None:
     trims = CHATML.replace("m.content", "m.content | trim | replace('<think>', '<think>\n')")
     made = Chat(tokenizers["bytes"], trims)
-    pieces = made.marked(turns("  what", "\n<think>it</think> red \n"))
-    assert [text for text, flag in pieces if flag] == ["<think>\nit</think> red<|im_end|>"]
+    talk = turns("  what", "\n<think>it</think> red \n")
+    assert learnt(made, talk) == "<think>\nit</think> red<|im_end|>"
 
 
 def test_an_answer_that_is_dropped_is_no_answer_that_the_question_has(
@@ -174,8 +164,7 @@ def test_a_thought_that_a_template_has_before_an_answer_is_learnt_with_it(
     without, it is refused."""
     made = Chat(tokenizers["bytes"], THINKS)
     talk = turns("what", "red")
-    (told,) = (text for text, flag in made.marked(talk) if flag)
-    assert told == "<think>\n\n</think>\n\nred<|im_end|>"
+    assert learnt(made, talk) == "<think>\n\n</think>\n\nred<|im_end|>"
     assert tokenizers["bytes"].decode(made.prompt(talk[:1])) == made.text(talk[:1], answer=True)
     with pytest.raises(UserError, match="writes a turn otherwise"):
         made.tokens(turns("what", "red", "it", "blue"), everything=False)

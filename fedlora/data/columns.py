@@ -81,7 +81,7 @@ def column(sheet: Sheet, where: str, name: str, key: str) -> list[Any]:
         near = sorted(sheet.columns, key=lambda c: -SequenceMatcher(None, name, c).ratio())
         raise UserError(
             f"{where} has no column {name!r}; its columns are {', '.join(near)}. "
-            f"Set {key}{within(sheet)}."
+            f"Set {key}, or name the column so{within(sheet)}."
         )
     values = list(sheet.columns[name][:])
     for row, value in enumerate(values, start=1):

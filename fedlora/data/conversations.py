@@ -15,15 +15,17 @@ least one answer and begins with the user's turn, a system's before it or none. 
 see or learn and this form has no place for, as pictures and calls of tools, is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from datasets import Dataset, Features, List, Value
 
 from fedlora.config import Data
 from fedlora.data.columns import Sheet, Table, column, filled, owners_of, texts, within
-from fedlora.data.turns import Conversation, after, conversation, exchange, whole
+from fedlora.data.turns import Conversation, after, conversation, earlier, exchange, whole
 from fedlora.errors import UserError
+
+T = TypeVar("T")
 
 COLUMNS = {  # of each form: question, what comes with it, answer
     "alpaca": ("instruction", "input", "output"),
@@ -132,11 +134,8 @@ def _unused(sheet: Sheet, data: Data) -> list[str]:
 def _turns(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation]:
     """A list of turns a row."""
     name, role, content = TURNS[form]
-    talks = []
-    for row, value in enumerate(column(sheet, where, name, "data.format"), start=1):
-        with _named(where, row, name):
-            talks.append(conversation(value, role, content))
-    return talks
+    values = column(sheet, where, name, "data.format")
+    return _each(lambda turns: conversation(turns, role, content), where, name, values)
 
 
 def _pairs(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation]:
@@ -156,30 +155,26 @@ def _pairs(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation
 def _begun(sheet: Sheet, where: str, talks: list[Conversation], form: str) -> list[Conversation]:
     """With what the columns system and history have before them; every one is whole."""
     systems = _optional(sheet, where, "system")
-    histories = sheet.columns.get("history", [None] * len(talks))
+    histories: Sequence[Any] = sheet.columns.get("history", [None] * len(sheet))
+    before = _each(earlier, where, "history", histories)
     name = TURNS[form][0] if form in TURNS else "system"
-    begun = []
-    for row, parts in enumerate(zip(talks, systems, histories, strict=True), start=1):
-        with _named(where, row, "history" if parts[2] else name):
-            begun.append(whole(after(*parts)))
-    return begun
+    return _each(lambda *parts: whole(after(*parts)), where, name, talks, systems, before)
 
 
 def _optional(sheet: Sheet, where: str, name: str) -> list[str]:
     """The texts of a column, "" where it or a value of it is not there."""
-    found = []
-    for row, value in enumerate(sheet.columns.get(name, [None] * len(sheet)), start=1):
-        with _named(where, row, name):
-            found.append(filled(value))
-    return found
+    values = sheet.columns.get(name)
+    return _each(filled, where, name, values) if values is not None else [""] * len(sheet)
 
 
-@contextmanager
-def _named(where: str, row: int, name: str) -> Iterator[None]:
-    """What is wrong with a value is said with its place."""
+def _each(make: Callable[..., T], where: str, name: str, *columns: Sequence[Any]) -> list[T]:
+    """Made of the values of each row; what is wrong with them is said with the column's name."""
+    made: list[T] = []
     try:
-        yield
+        for values in zip(*columns, strict=True):
+            made.append(make(*values))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{where}: row {row} has in the column {name!r} {error}. Mend or remove it."
+            f"{where}: row {len(made) + 1} has in the column {name!r} {error}. Mend or remove it."
         ) from None
+    return made

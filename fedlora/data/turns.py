@@ -32,9 +32,8 @@ def exchange(question: str, answer: str) -> Conversation:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def after(talk: Conversation, system: str, history: Any) -> Conversation:
-    """The conversation with a system's turn, if there is one, and the earlier exchanges of a
-    history [["question", "answer"], …]."""
+def after(talk: Conversation, system: str, before: Conversation) -> Conversation:
+    """The conversation with a system's turn, if there is one, and the turns before it."""
     first = talk[:1] if talk[:1] and talk[0]["role"] == "system" else []
     if first and system and first[0]["content"] != system:
         raise ValueError("a system's turn other than the one in the column 'system'")
@@ -42,7 +41,7 @@ def after(talk: Conversation, system: str, history: Any) -> Conversation:
         first = [{"role": "system", "content": system}]
     else:
         talk = talk[len(first) :]
-    return [*first, *_earlier(history), *talk]
+    return [*first, *before, *talk]
 
 
 def whole(talk: Conversation) -> Conversation:
@@ -56,7 +55,8 @@ def whole(talk: Conversation) -> Conversation:
     return talk
 
 
-def _earlier(history: Any) -> Conversation:
+def earlier(history: Any) -> Conversation:
+    """The turns of a history [["question", "answer"], …]."""
     talk: Conversation = []
     if history is None or history == "":
         return talk

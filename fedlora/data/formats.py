@@ -39,20 +39,37 @@ def separated(file: IO[bytes], delimiters: str) -> Sheet:
     first = next(lines, "")
     between = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), ())))
     rows = _records(chain([first], lines), between)
-    names = [name.strip() for name in next(rows, (1, []))[1]]
+    names = [name.strip() for name in next(rows, (1, [], []))[1]]
     for name in names:
         if name and names.count(name) > 1:
             raise ValueError(f"line 1 names the column {name!r} twice")
     columns: list[list[str | None]] = [[] for _ in names]
-    for line, row in rows:
+    doubtful = []
+    for line, row, own in rows:
         if len(row) != len(names):
             raise ValueError(
                 f"line {line} has {len(row)} fields, and line 1 names {len(names)} columns: a "
                 f"value with {between!r} in it stands in double quotes"
             )
+        if len(own) > 1 and all(one.count(between) == len(names) - 1 > 0 for one in own):
+            doubtful.append((line, [one.strip('"\r\n ').split(between) for one in own]))
         for values, value in zip(columns, row, strict=True):
             values.append(value or None)
+    _open_quotes(doubtful, columns)
     return Sheet({name: values for name, values in zip(names, columns, strict=True) if name})
+
+
+def _open_quotes(doubtful: list[tuple[int, list[list[str]]]], columns: list[list[Any]]) -> None:
+    """Raises ValueError where each line of a row of several looks like a row of its own, with some
+    value that other rows have too: then a quote was meant as a character, and two of them made one
+    value of all that is between."""
+    known = [set(values) - {None} for values in columns] if doubtful else []
+    for line, rows in doubtful:
+        if all(any(map(set.__contains__, known, row)) for row in rows):
+            raise ValueError(
+                f"the row that begins in line {line} has {len(rows)} lines that look like rows of "
+                "their own: it has a double quote too many; within quotes, a quote is written twice"
+            )
 
 
 def json_rows(file: IO[bytes]) -> Sheet:
@@ -104,11 +121,19 @@ def _decoded(content: bytes, line: int) -> str:
         ) from None
 
 
-def _records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line of its beginning, fields) of each row; lines without a character are none."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _records(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    """(line of its beginning, fields, lines) of each row; lines without a character are none."""
+    own: list[str] = []
+
+    def kept() -> Iterator[str]:
+        for line in lines:
+            own.append(line)
+            yield line
+
+    reader = csv.reader(kept(), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
+        own.clear()
         try:
             row = next(reader, None)
         except csv.Error as error:
@@ -119,7 +144,7 @@ def _records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[s
         if row is None:
             return
         if row:
-            yield line, row
+            yield line, row, own
 
 
 def _value(content: str, line: int) -> Any:

@@ -61,6 +61,12 @@ FAULTS = {
     "text after a quote": ('text,label\na,x\n"b" c,y\n', "begins in line 3 .* double quote"),
     "a quote that stays open": ('text,label\na,x\n"b,y\nc,x\n', "begins in line 3 .* double quote"),
     "a quote with a backslash": ('text,label\n"b \\"c\\" d",y\n', "begins in line 2 .* double"),
+    "two quotes, rows between": (
+        'text,label\na,x\n"b,y\nc, d,x\n"',
+        "line 3 has 1 fields",
+    ),
+    "two quotes in rows": ('text,label\na,x\n"b,y\nc,x\nd",y\n', "line 3 has 3 lines that look"),
+    "and the label first": ('label\ttext\nx\ta\ny\t"b\nx\tc\ny\td"\n', "line 3 has 3 lines"),
     "a name twice": ("text,label,text\na,x,b\n", "names the column 'text' twice"),
     "another encoding": ("text,label\na,x\ncafé,y\n".encode("latin-1"), "line 3 is not UTF-8"),
     "wide characters": ("text,label\na,x\n".encode("utf-16"), "save the file as UTF-8"),
@@ -74,6 +80,13 @@ def test_what_is_no_table_is_said_with_its_line(case: str) -> None:
     content, says = FAULTS[case]
     with pytest.raises(ValueError, match=says):
         columns(comma_separated, content)
+
+
+def test_values_of_several_lines_are_one() -> None:
+    """As letters are written, with a comma in each line."""
+    letter = "Dear Ann, thanks\nfor x, y\nyours, Bob"
+    found = columns(comma_separated, written([["text", "label"], [letter, "x"], ["y", "y"]]))
+    assert found == {"text": [letter, "y"], "label": ["x", "y"]}
 
 
 def test_a_quote_within_a_value_is_a_character() -> None:

@@ -28,7 +28,7 @@ def hello(resident: Resident, client: str, context: Context, parcel: Parcel) -> 
     if parcel.facts and (wrong := differences(parcel.facts, own)):
         log.error("this node cannot take part in the run: %s", "; ".join(wrong))
     if resident.node.data:
-        for note in filter(None, [*resident.federation.notes, resident.truncation()]):
+        for note in resident.notes:
             log.warning("%s", note)
     shown = {}
     if resident.node.client and "experiment" in parcel.facts:  # a simulation's have no disk each

@@ -284,6 +284,12 @@ class Resident:
         tables = [self.table, *(self.encoded(*split) for split in splits)]
         return usable.cuts(self.task, tables, self.config.data.max_length)
 
+    @property
+    def notes(self) -> list[str]:
+        """What of rows and model looks odd and is no error, in words."""
+        _ = self.adapter  # of which the task knows more once it is made
+        return [*filter(None, [*self.federation.notes, *self.task.notes, self.truncation()])]
+
     def division(self, client: str) -> str:
         """SHA-256 of a client's rows and of which it trains on, without their labels: which of
         those a run knows, and whether any row has them, is nothing that may be told."""

@@ -123,7 +123,7 @@ class Coordinator:
         started = time.monotonic()
         self.observer.phase(0, "start", 0)
         check(self.resident)
-        for line in [*self.resident.federation.notes, *self.resident.task.notes]:
+        for line in self.resident.notes:
             self.observer.note(line)
         self.greeter.greet()
         base = ServerBase(self.resident, self.grid, self.roster, self.observer)

@@ -67,7 +67,7 @@ def simulate(
         with watch(run.path / "log.txt") as observer, threads(config.simulation.threads):
             if apart:
                 notes += [f"clients go one after another, as they cannot share passes: {apart}"]
-            for note in filter(None, [*notes, resident.truncation()]):
+            for note in notes:
                 observer.note(note)
             rows = len(resident.federation.test)
             rate = Shares(pool, run, rows, grid.context(1)) if pool.workers else None

@@ -70,7 +70,6 @@ def data(resident: Any, examples: bool = True) -> Iterator[Any]:
     yield draw.owners(look.owners(federation))
     if not resident.node.data:
         yield draw.served(federation, look.commonest(federation))
-    yield from (f"note: {note}" for note in federation.notes)
 
 
 def rows(resident: Any) -> Iterator[Any]:
@@ -125,7 +124,14 @@ def blind(resident: Any) -> Iterator[Any]:
     return data(resident, examples=False)
 
 
+def odd(resident: Any) -> Iterator[Any]:
+    """What a run notes as it begins."""
+    notes = resident.notes
+    yield from (f"- {note}" for note in notes) if notes else ["nothing"]
+
+
 READ: dict[str, Part] = {"Rows as the model reads them": rows}
 NEEDS: dict[str, Part] = {"Lengths": lengths, "Model": model, "Bytes and memory": needs}
-PARTS = {"Data": data, **READ, **NEEDS, "A step": step}
-NODE = {"Data": blind, **NEEDS}  # a step is made there already
+ODD: dict[str, Part] = {"What looks odd": odd}
+PARTS = {"Data": data, **READ, **NEEDS, "A step": step, **ODD}
+NODE = {"Data": blind, **NEEDS, **ODD}  # a step is made there already

@@ -52,6 +52,21 @@ def test_a_conversation_is_shown_with_its_answer_marked(tmp_path: Path) -> None:
     assert "<| assistant |>⟦ it is " in done.output and "</s>⟧" in done.output
 
 
+def test_what_a_run_would_note_is_noted(world: World, tmp_path: Path) -> None:
+    """Labels that differ by case alone, rows that are cut; and nothing where nothing is odd."""
+    rows = [json.loads(line) for line in world.data.read_text().splitlines()]
+    data = tmp_path / "odd.jsonl"
+    odd = [
+        {**r, "label": r["label"].title() if i % 9 == 0 else r["label"]} for i, r in enumerate(rows)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in odd))
+    done = checked(world.tree(tmp_path, {"data.name": str(data), "data.max_length": 6}))
+    _, _, said = done.output.partition("What looks odd")
+    assert "Bad" in said and "lose their ends" in said
+    done = checked(world.tree(tmp_path, {}))
+    assert done.output.rstrip().endswith("What looks odd\nnothing")
+
+
 @pytest.mark.parametrize(
     ("given", "words", "still"),
     [

@@ -76,8 +76,9 @@ class Data(Section):
     )
     max_length: PositiveInt = Field(
         48,
-        description="Tokens a row; longer ones are truncated, as 3 % of the bundled are, and the "
-        "run says how many. Instruction tuning has 512 unless told otherwise.",
+        description="Tokens a row, as far as the model reads; longer ones are truncated, as 3 % of "
+        "the bundled are, and the run says how many. Instruction tuning has 512 unless told "
+        "otherwise.",
     )
     learn: Literal["response", "all"] = Field(
         "response",

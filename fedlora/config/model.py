@@ -59,8 +59,9 @@ class Model(Section):
     chat_template: str | None = Field(
         None,
         description="instruction: how a conversation becomes text, as Jinja or a file of it; by "
-        "default the tokenizer's own, and a plain one where it has none. A node renders its "
-        "owner's alone, and refuses another.",
+        "default the tokenizer's own, and a plain one where it has none. One that asks for the "
+        "date is told 26 July 2024 on any day. A node renders its owner's alone, and refuses "
+        "another.",
     )
 
     @field_validator("dtype", mode="before")

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from fedlora import limits
 from fedlora.errors import UserError
 
 # For a model without a template: each turn under its heading, an answer closed by the token that
@@ -63,6 +64,7 @@ class Chat:
                 "stands, so answers cannot be told from questions: use a model with a "
                 "tokenizer.json"
             )
+        self._special = limits.special(tokenizer)
         self._in_parts = cache(self._in_parts)  # type: ignore[method-assign]
         self._opening = cache(self._opening)  # type: ignore[method-assign]
 
@@ -94,7 +96,8 @@ class Chat:
             for i, message in enumerate(messages)
             if message["role"] == "assistant"
         ]
-        return ids, [any(_behind(span, a) and span[0] < b for a, b in answers) for span in spans]
+        pairs = zip(ids, spans, strict=True)
+        return ids, [any(self._of(token, span, a) for a in answers) for token, span in pairs]
 
     def prompt(self, messages: Messages) -> list[int]:
         """The tokens behind which the model says its next answer: those that training has in front
@@ -113,9 +116,16 @@ class Chat:
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
         _, _, behind = self.text(talk).rpartition(ANSWER)
         closing = self.tokenizer(behind.strip(), add_special_tokens=False)["input_ids"][:1]
-        special = set(self.tokenizer.added_tokens_decoder)
         own = self.tokenizer.eos_token_id
-        return sorted({*(i for i in closing if i in special), *([] if own is None else [own])})
+        return sorted(
+            {*(i for i in closing if i in self._special), *([] if own is None else [own])}
+        )
+
+    def _of(self, token: int, span: Span, answer: Span) -> bool:
+        """Whether a token is an answer's. A special one that begins before it is not: it may take
+        in white space behind it, the answer's too."""
+        starts = span[0] >= answer[0] or token not in self._special
+        return starts and span[0] < answer[1] and _behind(span, answer[0])
 
     def _tokenised(self, text: str) -> tuple[list[int], list[Span]]:
         found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -176,9 +186,9 @@ class Chat:
         asked, answer = talk[:-1], talk[-1]["content"]
         plain, before = self.text(asked), self.text(asked, answer=True)
         after = self.text(talk)
-        if not after.startswith(plain.rstrip()):
-            raise UserError(OTHERWISE)
         if not after.startswith(before):
+            if not after.startswith(plain.rstrip()):
+                raise UserError(OTHERWISE)
             alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
             prompt = before[len(list(alike)) :]
             raise UserError(
@@ -203,7 +213,10 @@ class Chat:
         after = text if i + 1 == len(messages) else self.text(messages[: i + 1])
         if not text.startswith(after.rstrip()) or not after.startswith(before):
             raise UserError(OTHERWISE)
-        place = _place(messages[i]["content"], after, len(before))
+        content, place = messages[i]["content"], None
+        if before.rstrip().endswith(THOUGHTS[0]):  # the prompt opens the answer's thought
+            place = _place(content, after, before.rfind(THOUGHTS[0]))
+        place = place or _place(content, after, len(before))
         if place is None:
             raise UserError(_changed("assistant"))
         if not any(end > place[0] and start < place[1] for start, end in spans):

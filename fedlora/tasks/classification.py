@@ -60,7 +60,8 @@ class Classification:
                 found = self._load(own, stored)  # with the rows of more labels
             self.notes = heads.fit(found, own, self.labels)
         model = found.model
-        model.config.pad_token_id = self.tokenizer.pad_token_id
+        for config in (model.config, model.config.get_text_config()):
+            config.pad_token_id = self.tokenizer.pad_token_id
         return model
 
     def _load(self, labels: Sequence[str], stored: bool) -> Loaded:

@@ -61,7 +61,8 @@ class Instruction:
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
         model = self.pretrained.model(self.architecture, "causal language modelling", stored)
-        model.config.pad_token_id = self.tokenizer.pad_token_id
+        for config in (model.config, model.config.get_text_config()):
+            config.pad_token_id = self.tokenizer.pad_token_id
         if not stored:
             self.backward = looks_back(model)
         if self.packing and not _keeps_apart(model):

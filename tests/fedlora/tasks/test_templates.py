@@ -4,6 +4,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from fedlora.errors import UserError
@@ -37,6 +38,8 @@ TEMPLATES = {
     "lines": (LINES, "</s>"),
 }
 ANSWERS = ["red", "7", "what", "(it) is", "😀 hi", "ﬁne Ⅷ İ", "Red\n\ngreen"]
+# Phi 3's, which ends a text where no answer is asked for.
+ENDS = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
 # What a model of Qwen 3's kind does: an empty thought before the last answer, none in earlier ones.
 THINKS = CHATML.replace(
     "{{ m.content }}",
@@ -191,3 +194,30 @@ def test_of_several_templates_the_default_is_taken(
     with pytest.raises(UserError, match="rag, tool_use"):
         Chat(tokenizer, None)
     assert Chat(tokenizer, SPACE).tokenizer.chat_template == SPACE
+
+
+def test_thoughts_that_a_prompt_opens_and_rows_have_are_learnt(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    """What follows the opening, which is the prompt's."""
+    opens = THINKS.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    made = Chat(tokenizers["bytes"], opens)
+    assert learnt(made, turns("what", "<think>\nit</think>red")) == "it</think>red<|im_end|>"
+
+
+def test_a_template_may_end_a_text_that_asks_for_no_answer(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    made = Chat(tokenizers["bytes"], ENDS)
+    assert learnt(made, turns("what", "red")) == "red<|im_end|>\n</s>"
+    assert made.text(turns("what"), answer=True).endswith("<|im_start|>assistant\n")
+
+
+def test_a_heading_that_takes_in_white_space_is_no_part_of_an_answer() -> None:
+    """Phi 3's special tokens have the line end behind them, and an answer's own too."""
+    tokenizer = fast("bytes")
+    greedy: Any = AddedToken("<|assistant|>", rstrip=True, special=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [greedy]})
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>{% endfor %}"
+    made = Chat(tokenizer, template)
+    assert learnt(made, turns("what", "red")) == learnt(made, turns("what", "\n red")) == "red</s>"

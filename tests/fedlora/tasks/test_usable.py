@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Gemma3Config,
+    Gemma3ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -177,3 +179,28 @@ def test_a_classifier_that_finds_the_end_of_a_row_by_its_padding_needs_one(tmp_p
     task = classification(tmp_path)
     with pytest.raises(UserError, match="pad_token"):
         usable.rehearse(task, task.model(0))
+
+
+def test_a_classifier_of_a_model_inside_another_reads_rows_to_their_end(tmp_path: Path) -> None:
+    """Its padding is a part's of the configuration: a padded row is what it is alone."""
+    tokenizer(unk_token="<unk>", eos_token="</s>").save_pretrained(tmp_path)
+    both = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    text = {**both, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8}
+    seen = {**both, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config={**text, "vocab_size": 29, "max_position_embeddings": 24, "pad_token_id": None},
+        vision_config=seen,
+        mm_tokens_per_image=1,
+    )
+    with forked(0, "gemma"):
+        Gemma3ForSequenceClassification(config).save_pretrained(tmp_path)
+    task = classification(tmp_path, max_length=48)
+    assert task.max_length == 24
+    model = task.model(0)
+    texts = Dataset.from_dict({"text": ["what has it", "red", "it is " * 9], "label": [0, 1, 0]})
+    rows = task.encode(texts)
+    together = task.losses(model, task.batch(rows, range(3)))
+    for i, label in enumerate(texts["label"]):
+        alone = model(input_ids=rows.tokens("input_ids", i)[None].long()).logits
+        truth = torch.nn.functional.cross_entropy(alone.float(), torch.tensor([label]))
+        torch.testing.assert_close(together[i], truth, rtol=1e-5, atol=1e-6)

@@ -1,17 +1,22 @@
 """The model card of what a run gives: what it is, what it was trained on, how to load it."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 import fedlora
-from fedlora import report, settings, tasks
+from fedlora import gguf, report, settings, tasks
+from fedlora.config import Model
+from fedlora.errors import UserError
+from fedlora.models import locate
 from fedlora.runs import Row, RunDir
 from fedlora.strategy import Strategy, stays
+from fedlora.tasks import heads
 from fedlora.untrusted import LONG, code, markdown, plain
 from server.promise import promise
 
@@ -34,12 +39,19 @@ LOCAL = {
 }
 
 
-def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: bool = False) -> str:
+def card(
+    run: RunDir,
+    strategy: Strategy,
+    client: str | None = None,
+    merged: bool = False,
+    labels: Sequence[str] = (),
+) -> str:
     """README.md of what a run is exported to, as Markdown with the hub's front matter.
 
     Args:
         client: whose own model it is; None: the global one.
         merged: whether it is the whole model.
+        labels: the run's, in the order of the head's rows; of a language model none.
     """
     rows, tree = report.load(run.metrics), settings.read(run.path / "config.toml", [])
     model, data = tree["model"], tree["data"]
@@ -56,7 +68,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escaped
     )
-    environment.filters |= {"code": _code, "literal": _literal}
+    environment.filters |= {"code": _code}
     return environment.from_string(template).render(
         head=Markdown(head.to_yaml()),
         name=run.path.name,
@@ -72,6 +84,7 @@ def card(run: RunDir, strategy: Strategy, client: str | None = None, merged: boo
         client=client,
         merged=merged,
         auto=task.architecture.__name__,
+        base=[Markdown(line) for line in _base(Model.model_validate(_set(model)), labels)],
         version=fedlora.__version__,
     )
 
@@ -89,9 +102,37 @@ def _code(value: object) -> Markdown:
     return Markdown(code(str(value)))
 
 
-def _literal(value: str) -> Markdown:
-    """A string of Python, for a block of code."""
-    return Markdown(json.dumps(plain(value), ensure_ascii=False))
+def _base(model: Model, labels: Sequence[str]) -> list[str]:
+    """What plain Transformers is to be told to load the base that an adapter was trained on."""
+    given: dict[str, object] = {
+        "revision": model.revision,
+        "gguf_file": _gguf(model),
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}.get(model.dtype),
+    }
+    if labels:  # the head is the adapter's, whatever the base has
+        given |= {**heads.named(labels), "ignore_mismatched_sizes": True}
+    words = [f"{k}={_literal(v)}" for k, v in given.items() if v is not None]
+    return [_literal(os.path.expanduser(model.name)), *words]
+
+
+def _gguf(model: Model) -> str | None:
+    """The GGUF file that the base is in, if it is in one."""
+    try:
+        place = locate(model.name, model.revision)
+        found = gguf.chosen(place, model) if isinstance(place, Path) else None
+    except (UserError, OSError, RuntimeError):  # it is not there any more
+        return model.gguf
+    return found.name if found else model.gguf
+
+
+def _literal(value: object) -> str:
+    """A value of Python in one line of ASCII, for a block of code, which no backtick ends."""
+    return ascii(value).replace("`", r"\x60")
+
+
+def _set(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of a run's config.toml without what it leaves open."""
+    return {k: v for k, v in table.items() if v != "null"}
 
 
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def finish(resident: Resident, run: RunDir, state: Tensors) -> None:
     folder = run.path / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # of a run whose last round was done again
     name, task = resident.config.model.name, resident.task
-    text = card(run, resident.strategy)
+    text = card(run, resident.strategy, labels=task.labels)
     save_peft(resident.adapter, folder, name, task.type, unused(task), text)
     pictures.curves(report.load(run.metrics), run.path / "curves.png")
     with (run.path / "log.txt").open("a", encoding="utf-8") as log:

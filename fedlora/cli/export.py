@@ -25,8 +25,8 @@ def export(
 
     opened = RunDir.open(run)
     resident, _ = results.loaded(opened, client)
-    text = card(opened, resident.strategy, client, merge)
     task, name = resident.task, resident.config.model.name
+    text = card(opened, resident.strategy, client, merge, task.labels)
     tokenizer = exporting.unused(task)
     if merge:
         exporting.merge(resident.adapter, directory, tokenizer, text, task.pretrained.folders)

@@ -63,7 +63,7 @@ def columns(table: Sheet, data: Data, kind: Kind) -> list[Column]:
             plain(_said(values[0]), EXAMPLE),
             uses.get(name, ""),
         )
-        for name, values in table.columns.items()
+        for name, values in ((name, column[:]) for name, column in table.columns.items())
     ]
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from datasets import Dataset
 
 from fedlora.config import Data
-from fedlora.data import partition, sources
-from fedlora.data.notes import repeated
+from fedlora.data import notes, partition, sources
 from fedlora.errors import UserError
 from fedlora.streams import stream
 from fedlora.tasks import Kind
@@ -90,8 +89,16 @@ def load(data: Data, seed: int, kind: Kind = "labelled") -> Federation:
         trained=train,
         held=heldout,
     )
-    learnt = source.rows.select([row for rows in train.values() for row in rows])
-    return replace(federation, notes=[*source.notes, *repeated(learnt, federation.test)])
+    return replace(federation, notes=[*source.notes, *_notes(federation)])
+
+
+def _notes(federation: Federation) -> list[str]:
+    """On training and test rows beside each other."""
+    if not federation.clients:
+        return []
+    rows = [row for rows in federation.trained.values() for row in rows]
+    learnt, test = federation.rows.select(rows), federation.test
+    return [*notes.unlearnt(federation.labels, learnt, test), *notes.repeated(learnt, test)]
 
 
 def by_file(data: Data, rows: list[int], owners: list[str] | None) -> list[list[int]]:

@@ -127,7 +127,7 @@ def _columns(data: Data, form: str) -> tuple[str, str | None, str]:
 def _unused(sheet: Sheet, data: Data) -> list[str]:
     """A note of the columns of which nothing is learnt."""
     known = {*used(sheet, data), data.by, data.label}
-    rest = [name for name, values in sheet.columns.items() if name not in known and any(values)]
+    rest = [k for k, values in sheet.columns.items() if k not in known and any(values[:])]
     return [f"columns that are no part of the conversations: {', '.join(rest)}"] if rest else []
 
 
@@ -156,7 +156,7 @@ def _begun(sheet: Sheet, where: str, talks: list[Conversation], form: str) -> li
     """With what the columns system and history have before them; every one is whole."""
     systems = _optional(sheet, where, "system")
     histories: Sequence[Any] = sheet.columns.get("history", [None] * len(sheet))
-    before = _each(earlier, where, "history", histories)
+    before = _each(earlier, where, "history", histories[:])
     name = TURNS[form][0] if form in TURNS else "system"
     return _each(lambda *parts: whole(after(*parts)), where, name, talks, systems, before)
 
@@ -164,7 +164,7 @@ def _begun(sheet: Sheet, where: str, talks: list[Conversation], form: str) -> li
 def _optional(sheet: Sheet, where: str, name: str) -> list[str]:
     """The texts of a column, "" where it or a value of it is not there."""
     values = sheet.columns.get(name)
-    return _each(filled, where, name, values) if values is not None else [""] * len(sheet)
+    return [""] * len(sheet) if values is None else _each(filled, where, name, values[:])
 
 
 def _each(make: Callable[..., T], where: str, name: str, *columns: Sequence[Any]) -> list[T]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import IO, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
@@ -96,7 +98,15 @@ def parquet(file: IO[bytes]) -> Sheet:
     told = b"huggingface" in (table.schema.metadata or {})
     features = Features.from_arrow_schema(table.schema).items() if told else ()
     classes = {name: list(f.names) for name, f in features if isinstance(f, ClassLabel)}
-    return Sheet({name: table[name].to_pylist() for name in names}, classes)
+    return Sheet({name: _values(table[name]) for name in names}, classes)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Of single precision the shortest number that stands for each: 0.1, not 0.10000000149."""
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_float32(column.type):
+        return [value and float(str(np.float32(value))) for value in values]
+    return values
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:

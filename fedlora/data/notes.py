@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from datasets import Dataset
 
@@ -62,6 +62,16 @@ def repeated(trained: Dataset, test: Dataset) -> list[str]:
             "about new ones"
         )
     return said
+
+
+def unlearnt(labels: Sequence[str], trained: Dataset, test: Dataset) -> list[str]:
+    """A note on labels of test rows that no training row has: nobody can get them right."""
+    known = set(trained["label"][:])
+    counts = Counter(labels[i] for i in test["label"][:] if labels and i not in known)
+    if not counts:
+        return []
+    told = ", ".join(f"{name!r} ({count:,} rows)" for name, count in counts.most_common(SHOWN))
+    return [f"labels of test rows that no training row has: {told}"]
 
 
 def _hashed(rows: Dataset) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,8 @@
 Symbols: p_i weights, s_i scales, A_i (r, n) and B_i (m, r) uploads, W = W0 + s B A + P Q + D.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -214,3 +216,14 @@ def test_uniform_weights_on_request(world, tmp_path):
     assert [k.weight for k in kept(ran, 1)] == [pytest.approx(1 / 3)] * 3
     for name in kept(ran, 1)[0].update:
         near(ran.state(1)[name], mean(ran, 1, name))
+
+
+def test_what_looks_odd_in_the_rows_is_said(world, tmp_path):
+    """Before the first round, wherever the coordinator runs."""
+    rows = world.data.read_text().replace('"label": "good"', '"label": "Good"', 3)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    odd = replace(world, data=tmp_path / "rows.jsonl")
+    ran = federate(odd, tmp_path / "runs", "ffa", run__rounds=1, train__steps=1)
+    assert ran.resident.federation.notes
+    assert set(ran.resident.federation.notes) <= set(ran.watch.notes)
+    assert any("'Good' (3 rows)" in note for note in ran.watch.notes)

@@ -151,13 +151,15 @@ def test_characters_of_two_halves_are_whole() -> None:
 
 
 def test_parquet_has_the_values_of_arrow(tmp_path: Path) -> None:
-    """Pandas' categories as their names; a column twice is said."""
+    """Pandas' categories as their names, numbers as they were meant; a column twice is said."""
     kinds = pa.array(["x", "y", "x"]).dictionary_encode()
-    table = pa.table({"kind": kinds, "number": [1, None, 3]})
+    single = pa.array([0.1, None, 7], pa.float32())
+    table = pa.table({"kind": kinds, "number": [1, None, 3], "single": single})
     pq.write_table(table, tmp_path / "a.parquet")
     found = parquet((tmp_path / "a.parquet").open("rb"))
-    assert found.columns == {"kind": ["x", "y", "x"], "number": [1, None, 3]}
-    pq.write_table(table.rename_columns(["a", "a"]), tmp_path / "b.parquet")
+    right = {"kind": ["x", "y", "x"], "number": [1, None, 3], "single": [0.1, None, 7.0]}
+    assert found.columns == right
+    pq.write_table(table.rename_columns(["a", "a", "b"]), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="'a' twice"):
         parquet((tmp_path / "b.parquet").open("rb"))
 

@@ -57,6 +57,19 @@ def test_repeated_rows_are_told() -> None:
     assert notes.repeated(said(["a"], [0]), said(["b"], [0])) == []
 
 
+def test_labels_of_test_rows_alone_are_told(tmp_path: Path) -> None:
+    """As where two files name the same things in two ways; not where all are learnt, nor to a
+    coordinator, who knows no training rows."""
+    put(tmp_path / "train.csv", table(["pos", "neg"] * 20))
+    put(tmp_path / "test.csv", [{"text": f"t {i}", "label": "positive"} for i in range(3)])
+    told = load(Data(name=str(tmp_path), partition="iid"), 0).notes
+    assert told == ["labels of test rows that no training row has: 'positive' (3 rows)"]
+    put(tmp_path / "test.csv", [{"text": f"t {i}", "label": "pos"} for i in range(3)])
+    assert load(Data(name=str(tmp_path), partition="iid"), 0).notes == []
+    put(tmp_path / "alone" / "test.csv", [{"text": k, "label": k} for k in "ab"])
+    assert load(Data(name=str(tmp_path / "alone"), partition="split"), 0).notes == []
+
+
 def table(labels: list[str]) -> list[dict[str, Any]]:
     return [
         {"text": f"text {i}", "label": l, "site": "North" if i % 2 else "north"}

@@ -1,11 +1,18 @@
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from fedlora import config
 from fedlora.adapters.targets import head, shortest, targets
 from fedlora.errors import UserError
 from tests.fedlora.adapters.tiny import ARCHITECTURES, SIZES, model
+from tests.fedlora.architectures import AUTO, table
 
 
 def adapter(**fields: object) -> config.Adapter:
@@ -92,6 +99,61 @@ def test_a_string_that_holds_names_is_told_to_be_a_list():
             targets(model("bert"), adapter(target_modules=string))
     with pytest.raises(UserError, match=r"\*query.*wrong one \(nothing to repeat"):
         targets(model("bert"), adapter(target_modules="*query"))
+
+
+def test_every_name_of_a_list_has_to_match():
+    """One that is mistyped would adapt less than was asked for."""
+    with pytest.raises(UserError, match=r'of which \["valu"\] matches no module.*dense, key'):
+        targets(model("bert"), adapter(target_modules=["query", "valu"]))
+    with pytest.raises(UserError, match="classifier is the head, which is trained in full"):
+        targets(model("bert"), adapter(target_modules=["query", "classifier"]))
+
+
+def test_a_layer_with_two_names_is_refused():
+    """PEFT would put an adapter in one of its places; in a block that is in two places it is in
+    both."""
+    twice = model("bert")
+    layers = twice.bert.encoder.layer
+    layers[1].attention.self.value = layers[0].attention.self.value
+    with pytest.raises(UserError, match=r"layer.0.*value, which is .*layer.1.*value too"):
+        targets(twice, adapter())
+    again = model("bert")
+    again.bert.encoder.layer[1] = again.bert.encoder.layer[0]
+    assert len(targets(again, adapter())) == 2
+
+
+def empty(kind, task="instruction"):
+    with torch.device("meta"):
+        settings = AutoConfig.for_model(kind, **table(task)[kind])
+        return AUTO[task].from_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("phimoe", "router"),  # a Linear by its class, that gives three tensors
+        ("qwen2_moe", "shared_expert_gate"),  # one output
+        ("deepseek_v3", "down_proj"),  # PEFT takes the name for the experts'
+        ("falcon_h1", "out_proj"),  # a kernel reads its weight
+    ],
+)
+def test_what_cannot_be_adapted_is_left_out_unless_it_is_named(kind, left):
+    """Of all linear layers and of the default; named, it is an error."""
+    own = empty(kind)
+    assert any(name.endswith(left) for name, _ in own.named_modules())
+    for names in ("all-linear", None):
+        assert not any(k.endswith(left) for k in targets(own, adapter(target_modules=names)))
+    with pytest.raises(UserError, match=left):
+        targets(own, adapter(target_modules=[left]))
+
+
+def test_of_a_model_that_sees_what_reads_is_adapted():
+    """Its layers have the same names, and no text comes to the others."""
+    own = empty("gemma3")
+    assert any("vision" in k and k.endswith("q_proj") for k, _ in own.named_modules())
+    for names in ("all-linear", None):
+        found = targets(own, adapter(target_modules=names))
+        assert found and all("language_model" in k for k in found)
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora-sb"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fedlora.config import MINILM, SMOLLM2
@@ -82,6 +82,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     text = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def pad_with(model: PreTrainedModel, token: int | None) -> None:
+    """Tell a model which token pads rows; one that sees pictures too reads it in its settings of
+    text."""
+    for settings in (model.config, model.config.get_text_config()):
+        settings.pad_token_id = token
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from fedlora import cancel, limits
 from fedlora.config import Config
 from fedlora.data.labelled import NONE
+from fedlora.models import pad_with
 from fedlora.pretrained import Pretrained
 from fedlora.streams import forked
 from fedlora.tasks import Kind, heads
@@ -60,8 +61,7 @@ class Classification:
                 found = self._load(own, stored)  # with the rows of more labels
             self.notes = heads.fit(found, own, self.labels)
         model = found.model
-        for config in (model.config, model.config.get_text_config()):
-            config.pad_token_id = self.tokenizer.pad_token_id
+        pad_with(model, self.tokenizer.pad_token_id)
         return model
 
     def _load(self, labels: Sequence[str], stored: bool) -> Loaded:
@@ -103,15 +103,17 @@ class Classification:
         )
 
     def blank(self, length: int) -> Encoded:
-        """One row of a token that is no padding, with none of the labels."""
+        """One row of a token that is no padding, with none of the labels. It ends as every row
+        does: BART reads where that is."""
         values = {"attention_mask": 1, "input_ids": int(self.tokenizer.pad_token_id == 0)}
-        return Encoded.row(
-            {
-                name: torch.full((length,), values.get(name, 0), dtype=torch.int32)
-                for name in self.tokenizer.model_input_names
-            },
-            label=NONE,
-        )
+        inputs = {
+            name: torch.full((length,), values.get(name, 0), dtype=torch.int32)
+            for name in self.tokenizer.model_input_names
+        }
+        for end in self.tokenizer("")["input_ids"][-1:]:
+            if end != self.tokenizer.pad_token_id:
+                inputs["input_ids"][-1] = end
+        return Encoded.row(inputs, label=NONE)
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices` (at least one): the model's inputs (b, t) and "labels" (b,), int64."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fedlora import cancel, limits
 from fedlora.config import Config
 from fedlora.errors import UserError
-from fedlora.models import quiet
+from fedlora.models import pad_with, quiet
 from fedlora.pretrained import Pretrained
 from fedlora.tasks import Kind
 from fedlora.tasks.chat import Chat, Messages
@@ -61,10 +61,16 @@ class Instruction:
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
         model = self.pretrained.model(self.architecture, "causal language modelling", stored)
-        for config in (model.config, model.config.get_text_config()):
-            config.pad_token_id = self.tokenizer.pad_token_id
+        pad_with(model, self.tokenizer.pad_token_id)
         if not stored:
             self.backward = looks_back(model)
+        # Where activations are rounded together, a little of what stands behind comes through.
+        if not (stored or self.backward or self.pretrained.settings.quantize):
+            raise UserError(
+                f"{self.pretrained.settings.name!r} reads what stands behind a token too, so that "
+                "it would be given the answers that it is to learn: set model.name to a causal "
+                "language model, or is_decoder in its config.json where it has that"
+            )
         if self.packing and not _keeps_apart(model):
             raise UserError(
                 f"{self.pretrained.settings.name!r} mixes rows that are packed: leave data.packing "

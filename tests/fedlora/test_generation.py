@@ -10,6 +10,7 @@ from fedlora.errors import UserError
 from fedlora.generation import Speaker
 from fedlora.streams import stream
 from fedlora.tasks.instruction import Instruction
+from tests.fedlora import architectures
 from tests.fedlora.tasks.talk import instruction, save, turns
 
 TALKS = [turns("what"), turns("what colour has thing1 it is"), turns("red", "blue", "has it")]
@@ -82,3 +83,10 @@ def test_a_conversation_without_room_is_refused(task: Instruction) -> None:
     with pytest.raises(UserError, match="leaves no room for an answer of 50"):
         speaker.answers([turns("what " * 40)], [stream(0)])
     assert not speaker.fits(turns("what " * 40)) and speaker.fits(turns("what"))
+
+
+def test_a_model_that_sees_has_the_room_that_its_settings_of_text_say(tmp_path: Path) -> None:
+    """Of 130 positions; its tokenizer says nothing."""
+    own = architectures.task("gemma3", "instruction", tmp_path / "base")
+    speaker = Speaker(own.model(0), own.tokenizer, Generate(max_new_tokens=30))
+    assert speaker.room == 100

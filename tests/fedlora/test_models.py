@@ -1,15 +1,18 @@
 """Where models are found, and digests that tell one model from another."""
 
+import json
 import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer
 
 from fedlora.config import MINILM
 from fedlora.errors import UserError
 from fedlora.models import digest, locate, tokenizer_digest
+from tests.fedlora.architectures import task
 
 
 def test_a_packaged_model_is_found_without_importing_it():
@@ -70,3 +73,20 @@ def test_the_tokenizer_digest_sees_rules_and_not_calls():
     template = tokenizer_digest(tokenizer)
     tokenizer.add_tokens(["fedlora"])
     assert len({before, template, tokenizer_digest(tokenizer)}) == 3
+
+
+def test_a_padded_row_of_a_model_that_sees_is_read_at_its_own_end(tmp_path):
+    """Such a model looks for the padding token in its settings of text, where a file may say
+    another than the tokenizer."""
+    own = task("gemma3", "classification", tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    told = json.loads(file.read_text())
+    told["text_config"]["pad_token_id"] = 7
+    file.write_text(json.dumps(told))
+    rows = own.encode(
+        Dataset.from_dict({"text": ["what is it", "it is red " * 3], "label": [0] * 2})
+    )
+    model = own.model(0)
+    with torch.no_grad():
+        together, alone = (own.losses(model, own.batch(rows, x)) for x in ([0, 1], [0]))
+    assert torch.allclose(together[:1], alone, atol=1e-5)

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from fedlora import training
 from fedlora.adapters import Adapter
@@ -19,6 +26,7 @@ from fedlora.stacking import train as train_stacked
 from fedlora.streams import forked
 from fedlora.tasks.encoded import Encoded
 from fedlora.tasks.instruction import IGNORED, Instruction
+from tests.fedlora import architectures
 from tests.fedlora.tasks.talk import instruction, save, turns
 
 TALKS = [
@@ -160,3 +168,20 @@ def test_a_model_of_transposed_layers_is_adapted_without_a_head(
     rows = encoded(task)
     losses = task.losses(made.model, task.batch(rows, [0, 1]))
     assert losses.shape == (2,) and bool(losses.isfinite().all())
+
+
+@pytest.mark.parametrize(("kind", "causal"), [("xlnet", {}), ("bert", {"is_decoder": True})])
+def test_a_model_that_reads_ahead_is_refused(
+    kind: str, causal: dict[str, bool], tmp_path: Path
+) -> None:
+    """It would be given the answers that it is to learn."""
+    settings = AutoConfig.for_model(kind, vocab_size=32, **architectures.CLASSIFIERS[kind])
+    save(tmp_path)
+    with forked(0, kind):
+        AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"reads what stands behind .* given the answers"):
+        instruction(tmp_path).model(0)
+    if causal:
+        settings.update(causal)
+        settings.save_pretrained(tmp_path)
+        instruction(tmp_path).model(0)

@@ -66,7 +66,7 @@ def _answered(resident: Resident, asked: Sequence[Fit | Rate]) -> list[Any]:
 
 def _together(resident: Resident, asked: Sequence[Fit | Rate]) -> list[list[int]]:
     """The requests, by index, that can share passes."""
-    if resident.hides:
+    if resident.hides or resident.reached.apart:
         return [[i] for i in range(len(asked))]
     if resident.config.privacy.engine == "hooks" and any(isinstance(r, Fit) for r in asked):
         return [[i] for i in range(len(asked))]

@@ -1,6 +1,7 @@
-"""The memory that a stacked training pass takes, from what autograd keeps of one row's."""
+"""The memory that a training pass takes, from what autograd keeps of one row's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from fedlora import pieces
 from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recomputing
 from fedlora.adapters.stack import Stack
+from fedlora.device import FREE, free
+from fedlora.errors import UserError
 from fedlora.streams import forked
 from fedlora.tasks import Task
+from fedlora.tasks.likelihood import under_way
 from fedlora.tensors import nbytes
 
 # Besides what is kept, a pass has gradients of activations under way, and what the allocator leaves
@@ -21,29 +25,72 @@ from fedlora.tensors import nbytes
 UNDER_WAY = 2.0
 
 
-def token_bytes(task: Task, adapter: Adapter, encoded: Any, private: bool = False) -> int:
-    """Bytes of memory a padded token of a stacked training pass: counted on the longest of some
+def bound(
+    task: Task,
+    adapter: Adapter,
+    encoded: Any,
+    memory: float | None,
+    private: bool = False,
+    stacked: bool = True,
+) -> int | None:
+    """Padded tokens that a pass over such rows may have, see `Resident.bound`.
+
+    Args:
+        memory: in MB; None: what the device has free.
+
+    Raises:
+        UserError: the model does not take these rows; where memory is given.
+    """
+    model: Any = adapter.model.get_base_model()
+    room = memory * 1e6 if memory is not None else FREE * free(model.device)
+    try:
+        each = token_bytes(task, adapter, encoded, private, stacked)
+    except Exception as error:
+        if memory is None:
+            return None
+        raise UserError(f"the model does not take these rows: {error}") from error
+    tokens = max(1, int((room / 2 - under_way(model, pieces.most(model.device))) / each))
+    return tokens if memory is not None else 1 << (tokens.bit_length() - 1)
+
+
+def token_bytes(
+    task: Task, adapter: Adapter, encoded: Any, private: bool = False, stacked: bool = True
+) -> int:
+    """Bytes of memory a padded token of a training pass: counted on the longest of some
     rows, where attention costs most, and with dropout as in training, where attention keeps the
     weights of every pair of tokens.
 
     Args:
         private: every row has a copy of its own of the adapter, with a gradient.
+        stacked: whether clients share the pass; else it is that of the plain loop.
     """
     row = max(range(len(encoded)), key=encoded.length)
     scale = adapter.scaling.at(adapter.scaling.rank)
     stack = Stack(adapter, [adapter.initial()], [scale], adapter.parts)
-    adapter.model.train()
-    try:
-        with forked(0, "footprint"), stack.passes() as through, through([0]):
-            batch = task.batch(encoded, [row])
-            kept_of_row = kept(
-                adapter.model, lambda: task.losses(adapter.model, batch), stack.tensors.values()
-            )
-    finally:
-        adapter.model.eval()
+    batch = task.batch(encoded, [row])
+    with forked(0, "footprint"), _through(stack, stacked):
+        kept_of_row = kept(
+            adapter.model, lambda: task.losses(adapter.model, batch), stack.tensors.values()
+        )
     copy = nbytes(stack.tensors) if private else 0
     each = UNDER_WAY * (kept_of_row + copy) + copy
     return int(each / pieces.padded(encoded.length(row)))
+
+
+@contextmanager
+def _through(stack: Stack, stacked: bool) -> Iterator[None]:
+    """Inside, the model trains, with the stack's one adapter or with its own."""
+    adapter = stack.adapter
+    adapter.model.train()
+    try:
+        if stacked:
+            with stack.passes() as through, through([0]):
+                yield
+        else:
+            adapter.trainable(adapter.parts)
+            yield
+    finally:
+        adapter.model.eval()
 
 
 def kept(model: nn.Module, forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:

@@ -68,19 +68,25 @@ def _state(adapter: Adapter, base: PreTrainedModel, wanted: set[str]) -> Tensors
             plain = name.replace(".base_layer", "")
             state[f"{plain}.weight"] = dense(layer).to(dtype)
     state |= {k: t.detach().to(dtype) for k, t in adapter.head().items()}
-    for module in adapter.shapes:
-        layer = adapter.base(module)
-        weight = (adapter.weight(module) + adapter.delta(module)).to(dtype)
-        state[f"{module}.weight"] = weight.T if isinstance(layer, Conv1D) else weight
+    layers = {id(base.get_submodule(name)): name for name in adapter.shapes}
+    for name, layer in base.named_modules(remove_duplicate=False):  # of a shared block all names
+        if module := layers.get(id(layer)):
+            weight = (adapter.weight(module) + adapter.delta(module)).to(dtype)
+            state[f"{name}.weight"] = (
+                weight.T if isinstance(adapter.base(module), Conv1D) else weight
+            )
     return {k: t for k, t in state.items() if k in wanted}
 
 
 def _parted(plain: PreTrainedModel, state: Tensors) -> list[str]:
-    """The weights that the model's settings tie to others, and that differ from these."""
-    tied = plain.get_expanded_tied_weights_keys(all_submodels=True)
+    """The weights that the model's settings or code tie to others, and that differ from these."""
+    tied = list(plain.get_expanded_tied_weights_keys(all_submodels=True).items())
+    first: dict[int, str] = {}
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        tied.append((name, first.setdefault(id(parameter), name)))
     return [
         one
-        for one, other in tied.items()
+        for one, other in tied
         if one in state and other in state and not _same(state[one], state[other])
     ]
 
@@ -112,11 +118,11 @@ def _parts(settings: Any) -> Iterator[Any]:
 def _placed(base: PreTrainedModel, plain: PreTrainedModel) -> int | None:
     """The padding token by which the base counts positions, where the plain model would count by
     another: RoBERTa's code does, once, as it is made. A run's tokenizer may pad with another."""
-    words = base.get_input_embeddings()
     for name, module in plain.named_modules():
-        if isinstance(module, PreTrainedModel) or not hasattr(module, "padding_idx"):
+        # An embedding's only says what has no gradient.
+        if isinstance(module, (PreTrainedModel, nn.Embedding)):
             continue
-        own: Any = base.get_submodule(name)
-        if own is not words and own.padding_idx != module.padding_idx:
-            return int(own.padding_idx)
+        own, new = (getattr(m, "padding_idx", None) for m in (base.get_submodule(name), module))
+        if own is not None and own != new:
+            return int(own)
     return None

@@ -15,20 +15,20 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from fedlora import data, pieces, profile, tasks
+from fedlora import data, profile, tasks
 from fedlora.adapters import Adapter
 from fedlora.adapters.recompute import recompute
 from fedlora.config import Config
 from fedlora.data.owned import own
-from fedlora.device import FREE, free, prepare, release, settled
+from fedlora.device import prepare, release, settled
 from fedlora.errors import MethodError, UserError
-from fedlora.footprint import token_bytes
+from fedlora.footprint import bound
 from fedlora.models import digest, tokenizer_digest
 from fedlora.parallel import ALONE, Ranks
 from fedlora.privacy.engines import unsupported
+from fedlora.reached import Reached, reached
 from fedlora.strategy import Strategy
 from fedlora.tasks import table, usable
-from fedlora.tasks.likelihood import under_way
 from fedlora.tensors import Tensors, select
 
 log = logging.getLogger("fedlora.client")
@@ -104,6 +104,7 @@ class Resident:
                 adapter = self._made()
             if self.node.data:
                 usable.rehearse(self.task, adapter.model)
+            self._reached = reached(self.task, adapter, self.config.privacy.local)
             return adapter
 
     @cached_property
@@ -116,6 +117,12 @@ class Resident:
         if trained and not self.hides:
             usable.teach(self.task, self.table.select(np.searchsorted(self._owned, trained)))
         return True
+
+    @property
+    def reached(self) -> Reached:
+        """Which layers passes come to, and whether clients can share these."""
+        _ = self.adapter
+        return self._reached
 
     def _made(self) -> Adapter:
         seed = self.config.run.seed
@@ -183,18 +190,8 @@ class Resident:
         node, it is of what the device has free now, rounded down to a power of two so that a little
         more or less is the same. None where the model cannot be counted. To be asked before an
         adapter is loaded, which does not outlast it."""
-        memory = self.config.simulation.memory
-        model: Any = self.adapter.model.get_base_model()
-        room = memory * 1e6 if memory is not None else FREE * free(model.device)
-        try:
-            each = token_bytes(self.task, self.adapter, rows, self.config.privacy.local)
-        except (UserError, RuntimeError):
-            if memory is not None:
-                raise
-            return None
-        logits = under_way(model, pieces.most(model.device))
-        tokens = max(1, int((room / 2 - logits) / each))
-        return tokens if memory is not None else 1 << (tokens.bit_length() - 1)
+        memory, private = self.config.simulation.memory, self.config.privacy.local
+        return bound(self.task, self.adapter, rows, memory, private, not self.reached.apart)
 
     @profile.timed("load")
     def load(self, view: Tensors, scale: float) -> None:
@@ -287,8 +284,9 @@ class Resident:
     @property
     def notes(self) -> list[str]:
         """What of rows and model looks odd and is no error, in words."""
-        _ = self.adapter  # of which the task knows more once it is made
-        return [*filter(None, [*self.federation.notes, *self.task.notes, self.truncation()])]
+        missed = self.reached.told()  # first: the task knows more once the model is made
+        rows = [*self.federation.notes, *self.task.notes, self.truncation()]
+        return [*filter(None, [missed, *rows])]
 
     def division(self, client: str) -> str:
         """SHA-256 of a client's rows and of which it trains on, without their labels: which of

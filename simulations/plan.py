@@ -11,8 +11,6 @@ from typing import Any
 
 from fedlora.config import Config
 from fedlora.device import FREE, cards, free, placed
-from fedlora.errors import UserError
-from fedlora.footprint import token_bytes
 from fedlora.resident import Resident
 from fedlora.tensors import nbytes, select
 
@@ -72,12 +70,7 @@ def _hindrance(resident: Resident) -> str:
     """Why this model and configuration cannot be stacked, or "": the model is tried."""
     if resident.config.privacy.engine == "hooks":
         return "privacy.engine = hooks knows one client's gradients at a time"
-    first = resident.federation.clients[0]
-    try:
-        token_bytes(resident.task, resident.adapter, resident.encoded(first, "train"))
-    except (UserError, RuntimeError) as e:
-        return str(e)
-    return ""
+    return resident.reached.apart
 
 
 def _copies(resident: Resident, memory: float) -> int:

@@ -5,6 +5,7 @@ import torch
 
 import strategies
 from fedlora import settings
+from fedlora.errors import UserError
 from fedlora.resident import Resident
 
 
@@ -46,3 +47,18 @@ def test_a_shared_table_has_the_same_rows(made, tmp_path, monkeypatch):
     for client in made.federation.clients:
         one, other = (r.task.batch(r.encoded(client, "train"), [1]) for r in (made, later))
         assert torch.equal(one["input_ids"], other["input_ids"])
+
+
+def test_rows_that_a_model_does_not_take_are_an_error(made, monkeypatch):
+    """In its own words, of whatever kind: a simulation's rows are the user's own."""
+
+    def picky(*_: object) -> None:
+        raise ValueError("Each example must contain an <eos> token.")
+
+    made.config = made.config.model_copy(
+        update={"simulation": made.config.simulation.model_copy(update={"memory": 100.0})}
+    )
+    _ = made.adapter
+    monkeypatch.setattr(made.task, "losses", picky)
+    with pytest.raises(UserError, match="does not take these rows: Each example must contain"):
+        _ = made.most

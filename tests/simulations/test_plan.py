@@ -12,6 +12,7 @@ import pytest
 import strategies
 from fedlora import device, settings
 from fedlora.progress import Observer
+from fedlora.reached import reached
 from fedlora.resident import Resident
 from fedlora.runs import RunDir
 from fedlora.tensors import nbytes, select
@@ -152,6 +153,7 @@ def spoil(mine: Resident) -> None:
     outer.forward = lambda x: outer.intermediate_act_fn(
         outer.dense(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     )
+    mine._reached = reached(mine.task, mine.adapter)  # as where it is made so
 
 
 def test_a_model_that_cannot_be_stacked_goes_one_by_one(

@@ -31,7 +31,12 @@ def head(model: PreTrainedModel) -> list[str]:
         for name, child in model.named_children()
         if name != model.base_model_prefix and any(True for _ in child.parameters())
     ]
-    return [*beside, *getattr(model, "drawn", ())]
+    return [*beside, *drawn(model)]
+
+
+def drawn(model: PreTrainedModel) -> list[str]:
+    """The modules of a model's body of which the checkpoint has nothing."""
+    return list(getattr(model, "drawn", ()))
 
 
 def targets(model: PreTrainedModel, config: settings.Adapter) -> dict[str, tuple[int, int]]:

@@ -59,7 +59,7 @@ class Classification:
             found = self._load(self.labels, stored)
             if found.resized and heads.rows(own, self.labels):
                 found = self._load(own, stored)  # with the rows of more labels
-            self.notes = heads.fit(found, own, self.labels)
+            self.notes = heads.fit(found, own, self.labels) + heads.drawn(found.model)
         model = found.model
         pad_with(model, self.tokenizer.pad_token_id)
         return model

@@ -49,8 +49,7 @@ def fit(found: Loaded, own: Sequence[str], wanted: Sequence[str]) -> list[str]:
     model = found.model
     if found.resized:
         return [_anew(own, wanted)]
-    output = _output(model, found.lacking)
-    if not output:
+    if not (output := _output(model, found.lacking)):
         return []
     taken = rows(own, wanted)
     if not taken:
@@ -64,6 +63,14 @@ def fit(found: Loaded, own: Sequence[str], wanted: Sequence[str]) -> list[str]:
         return []
     used = _listed([own[i] for i in taken])
     return [f"the base's own head is used: its labels {used} for the data's {_listed(wanted)}"]
+
+
+def drawn(model: PreTrainedModel) -> list[str]:
+    """What is to be said of a pooler that the checkpoint lacks."""
+    names = targets.drawn(model)
+    return [f"the base has no weights of {_listed(names)}: drawn anew, as its head is"] * bool(
+        names
+    )
 
 
 def _anew(own: Sequence[str], wanted: Sequence[str]) -> str:

@@ -10,7 +10,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification as Classes
-from transformers import AutoTokenizer, DistilBertConfig, LlamaConfig, RobertaConfig
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    LlamaConfig,
+    RobertaConfig,
+)
 
 from fedlora.config import MINILM
 from fedlora.evaluation import evaluate
@@ -134,3 +141,15 @@ def test_names_of_labels_may_be_numbers(tmp_path: Path) -> None:
     first = load_file(folder / "model.safetensors")["classifier.out_proj.weight"]
     assert torch.equal(task.model(0).classifier.out_proj.weight, first[[1, 0]])
     assert task.notes == []
+
+
+def test_a_drawn_pooler_is_said(tmp_path: Path) -> None:
+    """It is trained and exported with the head, as any of it that the base lacks."""
+    sizes = {**SIZES, "vocab_size": 30522}
+    AutoModelForMaskedLM.from_config(BertConfig(**sizes)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(locate(MINILM), local_files_only=True).save_pretrained(tmp_path)
+    task = classification(tmp_path, ["a", "b"], 20)
+    pooler, same, other = (task.model(seed).bert.pooler.dense.weight for seed in (0, 0, 1))
+    assert torch.equal(pooler, same) and not torch.equal(pooler, other)
+    (note,) = task.notes
+    assert "bert.pooler" in note and "drawn" in note

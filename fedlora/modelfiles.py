@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from fedlora import mistaken
 from fedlora.errors import UserError
 
 # Of a repository's first level; nothing else of it is ever on this disk.
@@ -21,7 +22,6 @@ SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 TERMS = ["LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*"]
 WEIGHTS = ["*.safetensors"]
 NEVER = ["*/*", "consolidated*"]  # copies in other formats
-ADAPTER = "adapter_config.json"
 INDEX = "*.index.json"  # which file each weight is in
 
 
@@ -44,17 +44,20 @@ def snapshot(name: str, revision: str, weights: bool) -> Path:
 
 def verify(folder: Path, name: str) -> None:
     """Raises UserError, for the model of this name, where its files lead out of the folder, or to
-    code."""
+    code; or where they are no model's."""
     if (wrong := next(_faults(folder), None)) is not None:
         raise UserError(f"the model {name!r} is refused: {wrong}")
 
 
+def described(folder: Path, name: str) -> None:
+    """Raises UserError where a folder has no settings of a model: what it is instead."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.name = {name!r} {mistaken.folder(folder)}")
+
+
 def _faults(folder: Path) -> Iterator[str]:
-    if (folder / ADAPTER).exists():
-        yield (
-            f"it holds an adapter ({ADAPTER}), whose base would be loaded from wherever that says. "
-            "Set model.name to a whole model: merge the adapter into its base"
-        )
+    if adapter := mistaken.adapter(folder):
+        yield adapter
     settings = _table(folder / "config.json")
     named = {"config.json": [settings.get("transformers_weights")]}
     for path in sorted(folder.glob(INDEX)):
@@ -77,11 +80,13 @@ def weighed(folder: Path, name: str) -> None:
     """Raises UserError where the folder has no weights in a format that cannot run, or not whole
     files of them."""
     if not any(folder.glob("*.safetensors")):
+        others = mistaken.formats(folder)
         raise UserError(
-            f"{name!r} has no weights in safetensors. Other formats, such as pytorch_model.bin, "
-            "are pickles, which can run code, and are not opened: convert the file once where you "
-            "trust it, by AutoModel.from_pretrained(…).save_pretrained(…), which writes "
-            "model.safetensors, or choose another model.revision"
+            f"{name!r} has no weights in safetensors ({others or 'none at all'}). Other formats, "
+            "such as pytorch_model.bin, are pickles, which can run code, and are not opened: "
+            "convert the file once where you trust it, by "
+            "AutoModel.from_pretrained(…).save_pretrained(…), which writes model.safetensors, or "
+            "choose another model.revision"
         )
     if (wrong := next(_broken(folder), None)) is not None:
         raise UserError(

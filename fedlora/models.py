@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from fedlora import mistaken
 from fedlora.config import MINILM, SMOLLM2
 from fedlora.errors import UserError
 
@@ -29,8 +30,8 @@ def locate(name: str, revision: str | None = None) -> str | Path:
         revision: of the hub, which alone has revisions.
 
     Raises:
-        UserError: `name` is written as a path, and there is no such folder; or it is a folder, and
-            a revision is asked for.
+        UserError: `name` is written as a path, and there is no such folder; or it is a file; or a
+            folder, and a revision is asked for.
     """
     if revision is None and (folder := packaged(name)):
         return folder
@@ -42,6 +43,8 @@ def locate(name: str, revision: str | None = None) -> str | Path:
                 "leave it out, or set model.name to a hub name"
             )
         return path
+    if path.is_file():
+        raise UserError(f"model.name = {name!r} {mistaken.file(path)}")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(
             f"there is no model folder {path} (looked from {Path.cwd()}). Correct model.name: a "

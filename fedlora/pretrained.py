@@ -67,6 +67,7 @@ class Pretrained:
         if isinstance(place, str):
             place = modelfiles.snapshot(place, self.settings.revision or "main", weights=False)
         modelfiles.verify(place, self.settings.name)
+        modelfiles.described(place, self.settings.name)
         return place
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ def test_a_revision_is_that_of_all_files(monkeypatch, tmp_path):
     asked, read = [], []
     folder = tmp_path / COMMIT
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     save_file({}, folder / "model.safetensors")
 
     def downloaded(name, revision, allow_patterns, **_):

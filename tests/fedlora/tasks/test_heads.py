@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification as Classes
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -18,6 +17,7 @@ from transformers import (
     LlamaConfig,
     RobertaConfig,
 )
+from transformers import AutoModelForSequenceClassification as Classes
 
 from fedlora.config import MINILM
 from fedlora.evaluation import evaluate

@@ -106,7 +106,8 @@ def tables(data: Data) -> Raw:
         found = {client: files.read(file) for client, file in there.items()}
         if not found:
             raise UserError(
-                f"no client's file in {path}: put one file a client there ({files.TYPES})."
+                f"no client's file in {path}: put one file a client there ({files.TYPES}). "
+                f"It has {', '.join(others[:SHOWN]) or 'no file'}."
             )
         test, public = found.pop("test", None), found.pop("public", None)
         return Raw(found, test, public, passed_over(path, others))

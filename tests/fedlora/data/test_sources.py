@@ -171,7 +171,8 @@ FILES = {
     "unknown type": ({"all.xlsx": "?"}, "all.xlsx", "iid", "unknown file type '.xlsx'"),
     "no training rows": ({"rest.csv": "text,label\np,x\n"}, "", "iid", "train.*It has rest.csv"),
     "same name twice": ({"a.csv": "?", "a.jsonl": "?"}, "", "split", "the same name"),
-    "no client": ({}, "", "split", "no client's file"),
+    "no client": ({}, "", "split", "no client's file.*It has no file"),
+    "no client's, but others": ({"a.xls": "?"}, "", "split", "no client's file.*It has a.xls"),
     "not a folder": ({"all.csv": "?"}, "all.csv", "split", "a folder with one file a client"),
     "empty client": (
         {"a.csv": "text,label\np,x\n", "b.csv": ""},

@@ -5,6 +5,7 @@ begins at the same place), v words of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -104,8 +105,13 @@ class Speaker:
                 logits_processor=self._choice(draws),
                 **more,
             )
-        new = found[:, width:]
+        new = [self._ended(ids) for ids in found[:, width:].tolist()]
         return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """An answer's tokens without what ends it and the padding behind, which may be words to a
+        tokenizer that knows neither."""
+        return list(takewhile(lambda i: i not in self.ends, ids))
 
     def _choice(self, draws: Sequence[torch.Generator]) -> LogitsProcessorList:
         """How a token is chosen: the likeliest, unless there is a temperature."""

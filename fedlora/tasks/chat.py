@@ -113,13 +113,15 @@ class Chat:
     def ends(self) -> list[int]:
         """The tokens after which nothing of an answer follows: the one that ends a text, and that
         which the template has behind an answer."""
+        found = {self.closing(), self.tokenizer.eos_token_id}
+        return sorted(i for i in found if i is not None)
+
+    def closing(self) -> int | None:
+        """The special token that the template has behind an answer, if it has one there."""
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
         _, _, behind = self.text(talk).rpartition(ANSWER)
-        closing = self.tokenizer(behind.strip(), add_special_tokens=False)["input_ids"][:1]
-        own = self.tokenizer.eos_token_id
-        return sorted(
-            {*(i for i in closing if i in self._special), *([] if own is None else [own])}
-        )
+        ids, _ = self._tokenised(behind.strip())
+        return next((i for i in ids[:1] if i in self._special), None)
 
     def _of(self, token: int, span: Span, answer: Span) -> bool:
         """Whether a token is an answer's. A special one that begins before it is not: it may take

@@ -47,7 +47,6 @@ class Instruction:
 
     def __init__(self, config: Config, labels: Sequence[str] = ()) -> None:
         self.labels: list[str] = []
-        self.notes: list[str] = []
         self.learn = config.data.learn
         self.packing = config.data.packing
         self.by_row = config.privacy.on
@@ -57,6 +56,7 @@ class Instruction:
         self.chat = Chat(self.tokenizer, config.model.chat_template)
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
         self.words = self.pretrained.words
+        self.notes = self._endless()
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""
@@ -163,6 +163,18 @@ class Instruction:
         (b,) each."""
         losses, right = self._means(model, batch)
         return right, losses
+
+    def _endless(self) -> list[str]:
+        """That answers have no end, if the template writes none."""
+        try:
+            if self.chat.closing() is not None:
+                return []
+        except UserError:  # it takes no conversation of one answer; the rows may be others
+            return []
+        return [
+            "the chat template has no token that ends an answer: the model learns no end, "
+            "and its answers are cut at generate.max_new_tokens"
+        ]
 
     def _tokens(self, messages: Messages) -> tuple[list[int], list[bool]]:
         with named(" ".join(message["content"] for message in messages)):

@@ -1,9 +1,12 @@
 """Answers of a language model, against a loop that takes one token at a time."""
 
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from fedlora.config import Generate
 from fedlora.errors import UserError
@@ -90,3 +93,24 @@ def test_a_model_that_sees_has_the_room_that_its_settings_of_text_say(tmp_path: 
     own = architectures.task("gemma3", "instruction", tmp_path / "base")
     speaker = Speaker(own.model(0), own.tokenizer, Generate(max_new_tokens=30))
     assert speaker.room == 100
+
+
+def test_what_is_behind_an_end_is_no_answer_though_its_tokens_are_words(task: Instruction) -> None:
+    """Of a tokenizer that knows no special token, where the model's settings name the end: shorter
+    answers are padded, and neither that nor the end is part of them."""
+    model = task.model(0)
+    whole = Speaker(model, task.tokenizer, Generate(max_new_tokens=6)).answers(TALKS, streams(0))
+    words = [answer.split() for answer in whole]
+    end = task.tokenizer.convert_tokens_to_ids(words[0][1])
+    bare: Any = PreTrainedTokenizerFast(tokenizer_object=task.tokenizer.backend_tokenizer)
+    bare.chat_template = task.tokenizer.chat_template
+    speaker = Speaker(model, bare, Generate(max_new_tokens=6))
+    speaker.ends = [end]
+    said = list(takewhile(lambda word: word != words[0][1], words[0]))
+    assert speaker.answers(TALKS, streams(0))[0].split() == said
+
+
+def test_a_template_that_ends_no_answer_is_said(task: Instruction) -> None:
+    open_ended = "{% for m in messages %}<| {{ m.role }} |> {{ m.content }} {% endfor %}"
+    other = instruction(Path(task.pretrained.source), model__chat_template=open_ended)
+    assert not task.notes and "learns no end" in other.notes[0]

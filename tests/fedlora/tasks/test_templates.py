@@ -1,6 +1,8 @@
 """Chat templates as models have them, and what tokenizers make of them."""
 
+import json
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +223,35 @@ def test_a_heading_that_takes_in_white_space_is_no_part_of_an_answer() -> None:
     template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>{% endfor %}"
     made = Chat(tokenizer, template)
     assert learnt(made, turns("what", "red")) == learnt(made, turns("what", "\n red")) == "red</s>"
+
+
+def test_what_a_template_marks_as_generated_is_what_is_learnt(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    """By Transformers' own mask, of a template that has one."""
+    marks = CHATML.replace(
+        "{{ m.content }}<|im_end|>",
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '' }}",
+    )
+    made = Chat(tokenizers["bytes"], marks)
+    talk = turns("what", "red", "it", "blue 😀", system="has")
+    found: Any = made.tokenizer.apply_chat_template(
+        talk, return_assistant_tokens_mask=True, return_dict=True
+    )
+    ids, flags = made.tokens(talk, everything=False)
+    assert (ids, flags) == (found["input_ids"], [bool(mark) for mark in found["assistant_masks"]])
+
+
+def test_of_a_folder_s_several_templates_the_default_is_taken(
+    tokenizers: dict[str, PreTrainedTokenizerFast], tmp_path: Path
+) -> None:
+    """As tokenizers have been saved: a list of them among their settings."""
+    tokenizers["bytes"].save_pretrained(tmp_path)
+    for file in tmp_path.glob("*.jinja"):
+        file.unlink()
+    path = tmp_path / "tokenizer_config.json"
+    several = [{"name": "rag", "template": SPACE}, {"name": "default", "template": CHATML}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": several}))
+    read = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert Chat(read, None).tokenizer.chat_template == CHATML

@@ -8,7 +8,7 @@ Every failure of a client becomes a reply here, whatever raised it and wherever.
     anything else, in a plain run         its kind, whose words might quote a row
 
 A simulation's rows are the researcher's own, and all is told. Of a private one, whose metrics may
-be published, only the kind is.
+be published, only the kind is. What this machine's disk refuses is the server's affair there too.
 """
 
 import logging
@@ -19,7 +19,7 @@ from flwr.app import Context
 
 from clients.channel import FAILED
 from clients.owner import Refused, flat, owner_of
-from fedlora import settings
+from fedlora import files, settings
 from fedlora.config.privacy import Privacy
 from fedlora.errors import MethodError, UserError
 from fedlora.orders import answer
@@ -33,9 +33,12 @@ def excuse(e: Exception, context: Context) -> Parcel:
     if isinstance(e, Refused):
         log.error("refused: %s", e)
         return answer("error", str(e))
-    known = isinstance(e, UserError)
+    barred = isinstance(e, OSError) and files.barred(e)
+    known = isinstance(e, UserError) or barred
     log.error("this client could not answer: %s", e, exc_info=None if known else e)
     node, private = _where(context.node_config, context.run_config)
+    if isinstance(e, OSError) and barred and not node:
+        return answer("system", str(e.strerror) if private else files.trouble(e))
     if node and private:
         return answer("error", FAILED)
     if isinstance(e, MethodError):

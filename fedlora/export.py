@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from fedlora import basefiles
+from fedlora import basefiles, files
 from fedlora.adapters import Adapter
 from fedlora.errors import UserError
 from fedlora.merging import merged
@@ -160,8 +160,9 @@ def _whole(directory: Path) -> Iterator[Path]:
     folder = directory.with_name(f".{directory.name}.{os.getpid()}")
     folder.mkdir(parents=True)
     try:
-        yield folder
-        folder.rename(directory)
+        with files.writing(directory):
+            yield folder
+            folder.rename(directory)
     except BaseException:
         shutil.rmtree(folder)
         raise

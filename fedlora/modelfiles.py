@@ -103,8 +103,10 @@ def _broken(folder: Path) -> Iterator[str]:
                 yield f"{name}, of which {path.name} says that weights are in it, is not there"
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, "pt"):
+            with path.open("rb"), safe_open(path, "pt"):
                 pass
+        except PermissionError as e:
+            yield f"{path.name} cannot be read ({e.strerror})"
         except (SafetensorError, OSError) as e:
             size = path.stat().st_size
             yield f"{path.name} ({size:,} bytes) is cut short or damaged ({e})"

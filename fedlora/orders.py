@@ -18,7 +18,7 @@ from fedlora.wire import Facts, Parcel, WireError
 
 OPTIONAL = {"own", "drop", "tails", "planned", "spent", "server_rows"}
 
-Status = Literal["ok", "stale", "spent", "error", "wrong"]
+Status = Literal["ok", "stale", "spent", "error", "wrong", "system"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]  # becomes part of file names
 
 
@@ -70,5 +70,6 @@ class Order:
 def answer(status: Status, reason: str = "", **facts: object) -> Parcel:
     """A reply without tensors: `stale` asks for the whole view, `spent` says that no privacy
     budget is left, `error` is this client's failure,
-    `wrong` a mistake of the method's, which is everybody's and ends the run."""
+    `wrong` a mistake of the method's, which is everybody's and ends the run; so does `system` in a
+    simulation, whose machine is everybody's: its disk is full, say."""
     return Parcel({"status": status, **({"reason": reason} if reason else {}), **facts})

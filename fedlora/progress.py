@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich import progress
 from rich.console import Console
 
+from fedlora import files
 from fedlora.report import amount, number
 from fedlora.untrusted import LONG, plain
 
@@ -124,4 +125,5 @@ class Progress(Observer):
             self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self.file:
             now = time.strftime("%Y-%m-%d %H:%M:%S ") if self.dated else ""
-            self.file.write(f"{now}{line}\n")
+            with files.writing(Path(self.file.name)):
+                self.file.write(f"{now}{line}\n")

@@ -24,7 +24,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedlora import lines
+from fedlora import files, lines
 from fedlora.errors import UserError
 from fedlora.untrusted import plain
 
@@ -163,7 +163,8 @@ def whole(path: Path) -> Iterator[Path]:
     """A place to write what is then at `path`: whole, or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with files.writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

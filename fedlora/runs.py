@@ -79,7 +79,17 @@ class RunDir:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{name}.{os.getpid()}")
         aside.mkdir()
-        settings.write(config, aside / "config.toml")
+        try:
+            cls._fill(aside, config)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return cls(path)
+
+    @staticmethod
+    def _fill(folder: Path, config: Config) -> None:
+        """With what there is before anything is known of the data or the model."""
+        settings.write(config, folder / "config.toml")
         from fedlora import __version__
 
         facts = {
@@ -87,10 +97,8 @@ class RunDir:
             "version": __version__,
             "environment": environment(),
         }
-        (aside / "run.json").write_text(json.dumps(facts), "utf-8")
-        (aside / "metrics.jsonl").touch()
-        aside.rename(path)
-        return cls(path)
+        files.write(folder / "run.json", json.dumps(facts))
+        (folder / "metrics.jsonl").touch()
 
     @classmethod
     def open(cls, name: str, folder: str = "runs") -> "RunDir":
@@ -181,7 +189,7 @@ class RunDir:
         self._tell(rows)
 
     def _tell(self, rows: list[Row]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with files.writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(_json(row) + "\n" for row in rows)
 
     def resume(self) -> tuple[Checkpoint | None, list[str]]:
@@ -196,6 +204,8 @@ class RunDir:
         for number in reversed(self.rounds()):
             try:
                 return self.load(number), wrong
+            except PermissionError:
+                raise  # it is whole for somebody else
             except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
                 wrong.append(f"the checkpoint of round {number} is damaged ({e}): it is not used")
         return None, wrong

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fedlora import files
 from fedlora.tensors import Tensors
 
 DTYPES = {  # in the order that the library puts them in a file, so that all lie aligned
@@ -86,8 +87,8 @@ def save(
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with files.writing(path), os.fdopen(os.open(temporary, flags, mode), "wb") as file:
             for piece in _pieces(tensors, metadata):
                 file.write(piece)
                 if told:

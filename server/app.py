@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 import strategies
-from fedlora import settings
+from fedlora import files, settings
 from fedlora.config import Config
 from fedlora.errors import Failed, UserError
 from fedlora.progress import Progress
@@ -100,6 +100,8 @@ def _submitted(grid: Grid, flat: dict[str, Any], name: str, resume: bool) -> Non
 
 def _said(error: Exception) -> str:
     """One line."""
+    if isinstance(error, OSError):
+        return plain(files.trouble(error), LONG)
     kind = "" if isinstance(error, UserError | Failed) else f"{type(error).__name__}: "
     return plain(f"{kind}{error}", LONG)
 

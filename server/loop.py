@@ -8,7 +8,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fedlora import profile
-from fedlora.errors import UserError
+from fedlora.errors import Failed, UserError
 from fedlora.guard import called, changes, checked, sends
 from fedlora.progress import Observer
 from fedlora.resident import Resident
@@ -25,7 +25,7 @@ from server.keeping import keep_updates
 from server.privacy import Central
 from server.records import client_rows, mean, round_row, withheld
 from server.roster import Roster
-from server.rounds import Phase, Traffic
+from server.rounds import Phase, Reply, Traffic
 from server.score import Rate, check, here
 from server.shared import Shared
 from server.spending import largest, note, told
@@ -198,6 +198,7 @@ class Coordinator:
         outcome = Outcome(Inbox(self.strategy, self.state, round, clients, aside, keep, *clip))
         for reply in phase.run(clients, self.state, round):
             self.commits.settle(wait=False)
+            self._check(reply)
             reason = plain(reply.reason or phase.fault(reply))
             metrics = reply.parcel.metrics if reply.parcel else {}
             status = "ok" if reply.parcel else reply.status
@@ -219,6 +220,13 @@ class Coordinator:
                 outcome.wrong.add(reply.client)
             outcome.inbox.refuse(reply.client)
         return outcome
+
+    def _check(self, reply: Reply) -> None:
+        """Raises Failed where a client of this machine, on which all are, met what nobody gets by:
+        a full disk. A round without it would be no round to go on from."""
+        if reply.status == "system" and getattr(self.grid, "closed", False):
+            who = "a client" if self.discreet else f"client {reply.client}"
+            raise Failed(f"{who} could not go on: {reply.reason}. Mend that, and resume the run")
 
     def _clip(self, round: Round) -> tuple[Tensors, float]:
         """Under central privacy: what clients send of the state in this round, and C."""
@@ -253,6 +261,7 @@ class Coordinator:
         round = self._at(number, "evaluate")
         scores, found = {}, {}
         for reply in phase.run(clients, self.state, round, server_rows=bool(self.local)):
+            self._check(reply)
             if reply.parcel:
                 scores[reply.client] = dict(reply.parcel.metrics)
             self.about_clients.client(number, "evaluate", reply.client, None, reply.reason or None)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from fedlora import settings
+from fedlora import files, settings
 from fedlora.config import Config
 from fedlora.device import cards, placed
-from fedlora.errors import Stopped, UserError
+from fedlora.errors import Failed, Stopped, UserError
 from fedlora.privacy import plan
 from fedlora.progress import Observer
 from fedlora.resident import Resident
@@ -57,6 +57,7 @@ def simulate(
         resident.rest()
     fresh = run is None
     run = run or RunDir.create(config)
+    go_on = f"go on with: fedlora run --resume {run.path}"
     try:
         notes = origin.begun(run, resident)
         settings.write(config, run.path / "config.toml")  # a resumed run may have more rounds now
@@ -73,13 +74,15 @@ def simulate(
             rate = Shares(pool, run, rows, grid.context(1)) if pool.workers else None
             coordinator = Coordinator(grid, resident, run, observer, rate)
             coordinator.serve()
-    except (UserError, OSError):
+        finish(resident, run, coordinator.state)
+    except (UserError, OSError) as e:
         if fresh and not run.rounds():
             shutil.rmtree(run.path)
+        elif isinstance(e, OSError):
+            raise Failed(f"{files.trouble(e)}; {go_on}") from e
         raise
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; go on with: fedlora run --resume {run.path}") from None
-    finish(resident, run, coordinator.state)
+        raise Stopped(f"stopped; {go_on}") from None
     return run
 
 

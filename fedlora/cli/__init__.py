@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedlora import quantised
+from fedlora import files, quantised
 from fedlora.errors import Failed, Stopped, UserError
 from fedlora.untrusted import Log, block
 
@@ -40,6 +40,9 @@ def main() -> None:
     except (UserError, Failed) as e:
         fail(e)
         sys.exit(1 if isinstance(e, Failed) else 2)
+    except OSError as e:  # a disk that is full, a folder that is another's
+        fail(Failed(files.trouble(e)))
+        sys.exit(1)
     except Stopped as e:
         print(block(str(e)), file=sys.stderr)
         sys.exit(130)

@@ -18,6 +18,7 @@ from fedlora import limits
 from fedlora.data.labelled import NONE
 from fedlora.errors import UserError
 from fedlora.evaluation import evaluating
+from fedlora.models import quiet
 from fedlora.tasks import Task
 from fedlora.tasks.likelihood import IGNORED
 
@@ -97,7 +98,7 @@ def _fault(task: Task, model: Any, length: int) -> str | None:
     """What the model raises over a row of so many tokens and one that is padded to it."""
     rows = [task.blank(length), task.blank(BLANK)]
     try:
-        with evaluating(model):
+        with evaluating(model), quiet():
             task.outcomes(model, task.batch(type(rows[0]).joined(rows), [0, 1]))
     except Exception as e:
         return f"{type(e).__name__}: {(str(e).splitlines() or ['no reason'])[0]}"

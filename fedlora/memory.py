@@ -25,6 +25,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedlora import config as settings
 from fedlora import pieces
@@ -62,7 +63,7 @@ def memory(
     """What one client needs that trains alone.
 
     Args:
-        model: on the meta device; an adapter is put into it.
+        model: on the meta device.
         parameters: of the adapter, by part.
         trained: parameters that the client optimises.
 
@@ -75,7 +76,7 @@ def memory(
     moments = MOMENTS.get(train.optimizer, momentum)
     base, rows = _base(model, config.model), _rows(config)
     logits = under_way(model, rows * config.data.max_length)
-    passes = rows * _kept(config, model)
+    passes = rows * _known(config, model)
     return Memory(
         base=base,
         adapter=FP32 * (sum(parameters.values()) + trained * (1 + moments)),
@@ -111,6 +112,26 @@ def _rows(config: Config) -> int:
     train, most = config.train, pieces.most(config.simulation.device)
     rows = min(train.batch_size, train.micro_batch or train.batch_size)
     return max(1, min(rows, most // pieces.padded(config.data.max_length)))
+
+
+def _known(config: Config, model: PreTrainedModel) -> int:
+    """Bytes kept of one row, as counted. Products of a mixture's experts have a shape in bf16
+    alone, of which fp32 takes twice as much; and where code looks at values (which token ends a
+    row), what a transformer's L layers keep by rule, of h numbers a token, a heads and t tokens:
+
+        L t (34 h + 5 a t)   bytes in bf16        (Korthikanti et al., arXiv:2205.05198, 4.1)
+    """
+    twice = FP32 // 2 if DTYPES[config.model.dtype] == torch.float32 else 1
+    narrower = config.model.model_copy(update={"dtype": "bf16"})
+    for times, own in ((1, config), (twice, config.model_copy(update={"model": narrower}))):
+        try:
+            return times * _kept(own, _fresh(model, copy.deepcopy(model.config)))
+        except RuntimeError:  # what torch's tensors without values raise
+            continue
+    described: Any = model.config.get_text_config()
+    blocks = sum(isinstance(m, GradientCheckpointingLayer) for m in model.modules())
+    h, a, t = described.hidden_size, described.num_attention_heads, config.data.max_length
+    return twice * max(blocks, described.num_hidden_layers) * t * (34 * h + 5 * a * t)
 
 
 def _kept(config: Config, model: PreTrainedModel) -> int:
@@ -151,6 +172,10 @@ def _shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     if getattr(described, "layer_types", None):
         described.layer_types = described.layer_types[:layers]
     described.num_hidden_layers = layers
+    return _fresh(model, described)
+
+
+def _fresh(model: PreTrainedModel, described: Any) -> PreTrainedModel:
     with torch.device("meta"):
         made: PreTrainedModel = type(model)(described)
     return made

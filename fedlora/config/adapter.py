@@ -29,8 +29,9 @@ class Adapter(Section):
     )
     target_modules: list[str] | str | None = Field(
         None,
-        description="Names of the linear layers to adapt, or 'all-linear'; by default PEFT's "
-        "choice for the architecture (query and value in BERT).",
+        description="Names of the linear layers to adapt, or 'all-linear': all but the output "
+        "layer, gates of one output, and what PEFT cannot adapt or no text comes to; by default "
+        "PEFT's choice for the architecture (query and value in BERT).",
     )
     dropout: float = Field(
         0.0,

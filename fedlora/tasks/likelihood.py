@@ -112,7 +112,8 @@ def _compared(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _logits(model: Any, causal: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
     """(N, v): the model's own, made for every row where they are asked for of one."""
     fewer, width = {}, inputs["input_ids"].shape[1]
-    if "logits_to_keep" in inspect.signature(causal.forward).parameters:
+    some = len(where) < inputs["input_ids"].numel()
+    if some and "logits_to_keep" in inspect.signature(causal.forward).parameters:
         columns, place = (where % width).unique(return_inverse=True)
         fewer, where = {"logits_to_keep": columns}, where // width * len(columns) + place
     logits: Tensor = model(**inputs, **fewer, use_cache=False).logits

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedlora.adapters import Adapter
 from fedlora.config import Config
 from fedlora.cost import cost, skeleton
 from fedlora.device import DTYPES, settled
@@ -14,6 +15,7 @@ from fedlora.memory import Memory, memory
 from fedlora.resident import Resident
 from fedlora.settings import resolve
 from strategies import load
+from tests.fedlora import architectures
 from tests.fedlora.tasks import talk
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -131,3 +133,26 @@ def test_a_large_model_is_counted_without_being_made(
     assert found.trained_parameters == 3_407_872 and made.adapter == 16 * 3_407_872
     assert settled(config).model.dtype == "bf16"
     assert 0.2e9 < made.passes < 8e9
+
+
+@pytest.mark.parametrize(("kind", "task"), [("mixtral", "instruction"), ("t5", "classification")])
+def test_where_shapes_alone_do_not_do_it_is_near_what_a_pass_takes(
+    kind: str, task: str, tmp_path: Path
+) -> None:
+    """A mixture's experts, whose products have none in fp32; and code that looks at values."""
+    own = architectures.task(kind, task, tmp_path / "model")
+    tree = {
+        "model": {"name": str(tmp_path / "model"), "task": task},
+        "data": {"max_length": 32},
+        "adapter": {"rank": 2, "target_modules": "all-linear"},
+        "train": {"batch_size": 1},
+    }
+    config, strategy = resolve(tree, load)
+    found = cost(config, strategy)
+    said = memory(config, skeleton(config.model), found.parameters, found.trained_parameters)
+    made = Adapter(own.model(0), config.adapter, seed=0)
+    made.trainable(made.parts)
+    made.model.train()
+    batch = own.batch(own.blank(32), [0])
+    taken = UNDER_WAY * kept(made.model, lambda: own.losses(made.model, batch))
+    assert taken / 2 < said.passes < 3 * taken, said.passes / taken

@@ -53,12 +53,29 @@ def separated(file: IO[bytes], delimiters: str) -> Sheet:
                 f"line {line} has {len(row)} fields, and line 1 names {len(names)} columns: a "
                 f"value with {between!r} in it stands in double quotes"
             )
+        if len(names) > 1 and [value.strip(" \ufeff") for value in row] == names:
+            raise ValueError(
+                f"line {line} names the columns again, as where one table was put behind another"
+            )
+        _check_quotes(line, row, between, "".join(own))
         if len(own) > 1 and all(one.count(between) == len(names) - 1 > 0 for one in own):
             doubtful.append((line, [one.strip('"\r\n ').split(between) for one in own]))
         for values, value in zip(columns, row, strict=True):
             values.append(value or None)
     _open_quotes(doubtful, columns)
     return Sheet({name: values for name, values in zip(names, columns, strict=True) if name})
+
+
+def _check_quotes(line: int, row: list[str], between: str, written: str) -> None:
+    """Raises ValueError where a space before a quote makes characters of a value's quotes."""
+    for value in row:
+        inner = value.strip()
+        quoted = inner[:1] == inner[-1:] == '"' and value[0] == " " and len(inner) > 1
+        if quoted and between + value in written:
+            raise ValueError(
+                f"line {line} has a space between {between!r} and the double quote of {inner}, "
+                "which makes the quotes a part of the value"
+            )
 
 
 def _open_quotes(doubtful: list[tuple[int, list[list[str]]]], columns: list[list[Any]]) -> None:

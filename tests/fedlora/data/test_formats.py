@@ -34,6 +34,12 @@ def test_cells_stay_as_they_are_written() -> None:
     assert found == {"a": [*values, None], "b": ["x"] * len(values) + ["y"]}
 
 
+def test_quotes_within_a_value_are_its_own() -> None:
+    """Also behind a space, where they are written as quotes within quotes."""
+    values = [' "a"', ' "a" b', 'b "a"', ' "', "b", "b"]
+    assert columns(comma_separated, written([["b"], *([v] for v in values)])) == {"b": values}
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark"])
 @pytest.mark.parametrize("between", ",;\t|")
@@ -53,6 +59,8 @@ def test_tabs_and_commas_of_one_header() -> None:
 
 
 FAULTS = {
+    "two tables": ("text,label\na,x\n\ufefftext , label\nb,y\n", "line 3 names the columns again"),
+    "a space before quotes": ('text, label\na, "x"\n', """line 2 has a space .* of "x","""),
     "a field more": ("text,label\na,x\nb, c,y\n", "line 3 has 3 fields, and line 1 names 2"),
     "in every row": ("text,label\na,b,x\n", "line 2 has 3 fields"),
     "a delimiter at the end": ("text,label\na,x,\n", "line 2 has 3 fields"),

@@ -98,7 +98,11 @@ def _notes(federation: Federation) -> list[str]:
         return []
     rows = [row for rows in federation.trained.values() for row in rows]
     learnt, test = federation.rows.select(rows), federation.test
-    return [*notes.unlearnt(federation.labels, learnt, test), *notes.repeated(learnt, test)]
+    return [
+        *notes.unlearnt(federation.labels, learnt, test),
+        *notes.repeated(learnt, test),
+        *notes.shared({client: federation.train(client) for client in federation.clients}),
+    ]
 
 
 def by_file(data: Data, rows: list[int], owners: list[str] | None) -> list[list[int]]:

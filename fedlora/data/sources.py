@@ -15,9 +15,9 @@ import datasets
 from datasets import Dataset
 
 from fedlora.config import Data
-from fedlora.data import conversations, files, labelled
+from fedlora.data import conversations, files, labelled, notes
 from fedlora.data.columns import Sheet, Table
-from fedlora.data.notes import SHOWN, alike
+from fedlora.data.notes import SHOWN
 from fedlora.errors import UserError
 from fedlora.tasks import Kind
 
@@ -73,15 +73,17 @@ def read(data: Data, kind: Kind = "labelled") -> Source:
     labels = rule.label_names(given, data)
     if data.partition == "split":
         owners: list[str] | None = [c for c, part in parts.items() for _ in part.names]
+        named = notes.parts(Counter(owners))
     else:
         (owners,) = (part.owners for part in parts.values())
+        named = []
     return Source(
         labels=labels if kind == "labelled" else [],
         rows=rule.together(list(parts.values()), labels),
         owners=owners,
         test=None if test is None else rule.together([test], labels),
         public=None if public is None else rule.together([public], labels),
-        notes=[*raw.notes, *remarks(list(given.values()), owners)],
+        notes=[*raw.notes, *remarks(list(given.values()), owners), *named],
     )
 
 
@@ -89,7 +91,15 @@ def remarks(tables: Sequence[Table], owners: Sequence[str] | None = None) -> lis
     """What looks odd in checked rows, each said once."""
     own = (note for table in tables for note in table.notes)
     labels = Counter(name for table in tables for name in table.names)
-    return [*dict.fromkeys(own), *alike("labels", labels), *alike("clients", Counter(owners))]
+    texts = Counter(x for table in tables for x in table.contents if isinstance(x, str))
+    return [
+        *dict.fromkeys(own),
+        *notes.alike("labels", labels),
+        *notes.mixed(labels),
+        *notes.nothing("labels", labels),
+        *notes.nothing("texts", texts),
+        *notes.alike("clients", Counter(owners)),
+    ]
 
 
 def tables(data: Data) -> Raw:

@@ -42,6 +42,41 @@ def test_only_so_many_are_spelt_out() -> None:
     assert note.count("rows") == 2 * notes.SHOWN and note.endswith("…")
 
 
+def test_numbers_beside_words_are_told() -> None:
+    """Two owners who write the same labels in two ways; not where all are of a kind."""
+    (note,) = notes.mixed({"bad": 5, "1": 3, "good": 4})
+    assert "numbers, as '1' (3 rows), and words, as 'bad' (5 rows), 'good' (4 rows)" in note
+    assert notes.mixed({"0": 1, "-1": 1}) == [] == notes.mixed({"a1": 1, "1.5": 1})
+
+
+def test_values_for_nothing_are_told() -> None:
+    (note,) = notes.nothing("labels", {"good": 2, "nan": 1, "none": 4, "NA": 7})
+    assert note.endswith(": 'NA' (7 rows), 'nan' (1 rows)")
+    assert notes.nothing("labels", {"good": 1, "nano": 1}) == []
+
+
+def test_parts_of_a_data_set_are_told_among_clients(tmp_path: Path) -> None:
+    """In a folder of clients' files; not where a column says whose rows are whose."""
+    for name in ("validation", "train", "dev_set", "test-00000-of-00001", "ann", "trains", "test"):
+        rows = [{"text": f"{name} {i}", "label": "ab"[i % 2], "domain": "dev"} for i in range(20)]
+        put(tmp_path / f"{name}.jsonl", rows)
+    (note,) = load(Data(name=str(tmp_path), partition="split", test=0, public=0), 0).notes
+    assert note.startswith(
+        "clients with a name for a part of a data set: 'dev_set' (20 rows), "
+        "'test-00000-of-00001' (20 rows), 'train' (20 rows), 'validation' (20 rows)."
+    )
+    assert not any("part of" in note for note in load(Data(name=str(tmp_path)), 0).notes)
+
+
+def test_a_client_twice_is_told() -> None:
+    """Where half of its rows or more are others', and nobody else."""
+    owned = {"bob": said(["a", "b"], [0, 1]), "copy": said(["b", "a", "c"], [1, 0, 0])}
+    owned |= {"cy": said(["a", "d", "e"], [0, 0, 0]), "none": said([], [])}
+    (note,) = notes.shared(owned)
+    assert note.endswith(": 'bob' (2 of 2), 'copy' (2 of 3)")
+    assert notes.shared({"cy": owned["cy"], "dan": said(["f", "f"], [0, 0])}) == []
+
+
 def said(texts: list[str], labels: list[int]) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": labels})
 

@@ -22,7 +22,16 @@ from datasets import Dataset, Features, List, Value
 
 from fedlora.config import Data
 from fedlora.data.columns import Sheet, Table, column, filled, owners_of, texts, within
-from fedlora.data.turns import Conversation, after, conversation, earlier, exchange, whole
+from fedlora.data.turns import (
+    LEARNT,
+    Conversation,
+    after,
+    conversation,
+    earlier,
+    exchange,
+    given,
+    whole,
+)
 from fedlora.errors import UserError
 
 T = TypeVar("T")
@@ -125,10 +134,15 @@ def _columns(data: Data, form: str) -> tuple[str, str | None, str]:
 
 
 def _unused(sheet: Sheet, data: Data) -> list[str]:
-    """A note of the columns of which nothing is learnt."""
+    """Notes of the columns, and of the keys of turns, of which nothing is learnt."""
     known = {*used(sheet, data), data.by, data.label}
     rest = [k for k, values in sheet.columns.items() if k not in known and any(values[:])]
-    return [f"columns that are no part of the conversations: {', '.join(rest)}"] if rest else []
+    notes = [f"columns that are no part of the conversations: {', '.join(rest)}"] if rest else []
+    if (form := _form(sheet, "the data", data)) in TURNS:
+        name, *read = TURNS[form]
+        if keys := sorted(given(sheet.columns.get(name, ())) - {*read, *LEARNT}):
+            notes.append(f"keys of turns of which nothing is learnt: {', '.join(keys)}")
+    return notes
 
 
 def _turns(sheet: Sheet, where: str, data: Data, form: str) -> list[Conversation]:

@@ -18,14 +18,23 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bot"), "assistant"),
 }
-LOST = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
-LEARNT = ("weight", "train")  # keys that say whether an answer is to be learnt
+LOST = (
+    *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"),
+    *("images", "audio"),
+)
+LEARNT = ("weight", "train", "loss")  # keys that say whether an answer is to be learnt
 YES = ("1", "1.0", "true", "True")  # what they have where it is
 
 
 def conversation(value: Any, role: str, content: str) -> Conversation:
     """Of turns with these keys."""
     return [_message(turn, role, content) for turn in _listed(value)]
+
+
+def given(values: Sequence[Any]) -> set[str]:
+    """The keys of all turns that have a value."""
+    turns = (turn for value in values[:] if value for turn in _listed(value))
+    return {key for turn in turns for key, said in turn.items() if said}
 
 
 def exchange(question: str, answer: str) -> Conversation:

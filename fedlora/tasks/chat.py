@@ -212,8 +212,8 @@ class Chat:
         """Where in the text what is learnt of the answer `messages[i]` begins and ends, without
         white space that the template has behind it."""
         before, opening = self._prompted(messages[:i])
-        after = text if i + 1 == len(messages) else self.text(messages[: i + 1])
-        if not text.startswith(after.rstrip()) or not after.startswith(before):
+        after = self._followed(self.text(messages[: i + 1]), text)
+        if not after.startswith(before):
             raise UserError(OTHERWISE)
         content, place = messages[i]["content"], None
         if before.rstrip().endswith(THOUGHTS[0]):  # the prompt opens the answer's thought
@@ -223,7 +223,19 @@ class Chat:
             raise UserError(_changed("assistant"))
         if not any(end > place[0] and start < place[1] for start, end in spans):
             raise UserError("an answer has no letter that the tokenizer knows: mend or remove it")
-        return self._end(before, opening), len(after.rstrip())
+        return self._end(before, opening), len(after)
+
+    def _followed(self, after: str, text: str) -> str:
+        """A conversation as it stands at the beginning of a longer one's text, without white space
+        behind it: Phi 3's template ends any with a token of its own, behind the answer's."""
+        after = after.rstrip()
+        if text.startswith(after):
+            return after
+        after = after.removesuffix(str(self.tokenizer.eos_token)).rstrip()
+        ended = self._tokenised(after[-TAIL:])[0][-1:] == [self.closing()]
+        if not ended or not text.startswith(after):
+            raise UserError(OTHERWISE)
+        return after
 
 
 OTHERWISE = (

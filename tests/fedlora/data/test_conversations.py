@@ -162,6 +162,8 @@ LOST = {
     "a call": ([PAIR[0], PAIR[1] | {"content": None, "tool_calls": [{"id": "x"}]}], "tool_calls"),
     "a call with words": ([PAIR[0], PAIR[1] | {"function_call": {"name": "x"}}], "function_call"),
     "a thought": ([PAIR[0], PAIR[1] | {"reasoning_content": "hm"}], "reasoning_content"),
+    "a reasoning": ([PAIR[0], PAIR[1] | {"reasoning": "hm"}], "reasoning"),
+    "no loss": ([PAIR[0], PAIR[1] | {"loss": False}], "loss False, and all answers"),
     "weight 0": ([PAIR[0], PAIR[1] | {"weight": 0}], "weight 0, and all answers"),
     "train false": ([PAIR[0], PAIR[1] | {"train": False}], "train False, and all answers"),
     "an object": ([PAIR[0] | {"content": {"text": "a"}}, PAIR[1]], r"an object \(text\), not text"),
@@ -197,6 +199,14 @@ def test_columns_of_which_nothing_is_learnt_are_told() -> None:
     (note,) = check(Sheet({k: [v] for k, v in row.items()}), "rows", Data(), None).notes
     assert note.endswith(": tools, note")
     assert not check(Sheet({"messages": [PAIR]}), "rows", Data(), None).notes
+
+
+def test_keys_of_turns_of_which_nothing_is_learnt_are_told() -> None:
+    """By name, as a column of them is, also where a table has turns as text."""
+    turns = [PAIR[0] | {"name": "Bo", "images": []}, PAIR[1] | {"weight": 1, "mask": True}]
+    for value in (turns, json.dumps(turns)):
+        (note,) = check(Sheet({"messages": [PAIR, value]}), "rows", Data(), None).notes
+        assert note.endswith(": mask, name")
 
 
 def test_an_object_around_the_rows_is_said() -> None:

@@ -212,6 +212,13 @@ def test_a_template_may_end_a_text_that_asks_for_no_answer(
 ) -> None:
     made = Chat(tokenizers["bytes"], ENDS)
     assert learnt(made, turns("what", "red")) == "red<|im_end|>\n</s>"
+    talk = turns("what", "red", "it", "blue")
+    assert learnt(made, talk) == "red<|im_end|>blue<|im_end|>\n</s>"
+    asked = made.prompt(talk[:3])
+    assert made.tokens(talk, everything=False)[0][: len(asked)] == asked
+    once = ENDS.replace("<|im_end|>", "")  # no answer but the last has an end
+    with pytest.raises(UserError, match="writes a turn otherwise once another follows"):
+        learnt(Chat(tokenizers["bytes"], once), talk)
     assert made.text(turns("what"), answer=True).endswith("<|im_start|>assistant\n")
 
 

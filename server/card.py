@@ -82,6 +82,7 @@ def card(
         scores=_scores(rounds, model["task"], bool(stays(strategy))),
         promise=promise(rows, tree.get("privacy", {})),
         client=client,
+        apart=sorted(stays(strategy)),
         merged=merged,
         auto=task.architecture.__name__,
         base=[Markdown(line) for line in _base(Model.model_validate(_set(model)), labels)],

@@ -59,6 +59,13 @@ def loaded(run: RunDir, client: str | None) -> tuple[Resident, int]:
             f"no client's update was used in any round of {run.path.name}, so there is nothing "
             f"trained in it: {run.path / 'log.txt'} says why"
         )
+    if client is None and (own := _apart(resident)):
+        log.warning(
+            "%s leaves %s with each client: this is what all share, and not what a client's own "
+            "model has learnt; name one with --client for that",
+            resident.config.strategy["name"],
+            own,
+        )
     return resident, learn(resident, run, client)
 
 
@@ -83,13 +90,18 @@ def speak(resident: Resident, run: RunDir, client: str | None) -> int:
     round = learn(resident, run, client)
     if round and Use.read(latest(run).memory).nothing:
         log.warning("no client's update was used in any round: this is the base, untrained")
-    if client is None and round and (own := stays(resident.strategy) & resident.adapter.parts):
+    if client is None and round and (own := _apart(resident)):
         known = ", ".join(sorted(_roster(run, latest(run)).members)[:20])
         raise UserError(
-            f"{resident.config.strategy['name']} leaves {', '.join(sorted(own))} with each client, "
+            f"{resident.config.strategy['name']} leaves {own} with each client, "
             f"so that the run has no whole global model: name a client with --client (of {known})"
         )
     return round
+
+
+def _apart(resident: Resident) -> str:
+    """The parts that stay with each client, in words."""
+    return ", ".join(sorted(stays(resident.strategy) & resident.adapter.parts))
 
 
 def latest(run: RunDir) -> Checkpoint:

@@ -79,6 +79,12 @@ class Adapter:
         for module, layer in self._layers.items() if self.dora else ():
             # PEFT's are in the base's format; with B = 0 these are the whole W's.
             norms = self.weight(module).norm(dim=1)
+            if not (norms.is_meta or norms.all()):
+                raise UserError(
+                    f"{module} has rows of zeros, as a padding token's, which have no direction "
+                    "that DoRA could keep: leave the layer out of adapter.target_modules, or set "
+                    "adapter.dora = false"
+                )
             layer.lora_magnitude_vector[NAME].weight = nn.Parameter(norms)
         self._initial = _clones(self.live())
         self.trainable(self.parts)

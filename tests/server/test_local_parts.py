@@ -14,6 +14,7 @@ from fedlora.evaluation import evaluate
 from fedlora.resident import Resident
 from fedlora.tensors import select
 from fedlora.training import train
+from server.card import card
 from simulations import results
 from tests.federation import federate, kept, same
 
@@ -144,3 +145,14 @@ def test_a_run_alone_shares_nothing(world, tmp_path):
     kept_parts = [own(ran, c, 3) for c in took_part(ran)]
     for one, other in itertools.combinations(kept_parts, 2):
         assert not any(torch.equal(t, other[k]) for k, t in one.items())
+
+
+def test_what_is_exported_of_nobody_says_what_it_lacks(ran, caplog):
+    """It is not what the scores are of; a client's own says nothing of it."""
+    says = "stay with each client"
+    assert says in card(ran.run, ran.strategy) and says not in card(ran.run, ran.strategy, "books")
+    said = "leaves B, head with each client"
+    results.loaded(ran.run, "books")
+    assert said not in caplog.text
+    results.loaded(ran.run, None)
+    assert said in caplog.text

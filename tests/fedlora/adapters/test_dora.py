@@ -196,3 +196,13 @@ def test_a_residual_beside_dora_fits_into_no_checkpoint(tmp_path):
     export.merge(made, tmp_path / "merged")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert torch.allclose(logits(loaded), logits(made.model), atol=1e-5)
+
+
+def test_a_row_of_zeros_is_refused():
+    """As an output layer has that is tied to embeddings with a padding token: M / 0 is no number,
+    in plain PEFT neither."""
+    base = model("bert")
+    with torch.no_grad():
+        base.get_submodule("bert.encoder.layer.1.attention.self.query").weight[3] = 0
+    with pytest.raises(UserError, match=r"layer\.1\.attention\.self\.query has rows of zeros"):
+        Adapter(base, config.Adapter(kind="lora", rank=4, dora=True), seed=7)

@@ -68,8 +68,7 @@ class Speaker:
         """
         prompts = [self._checked(messages) for messages in talks]
         found = [""] * len(talks)
-        lengths = [len(ids) + self.settings.max_new_tokens for ids in prompts]
-        for piece in pieces.cut(lengths, TOGETHER):
+        for piece in self._together(prompts):
             texts = self._generate([prompts[i] for i in piece], [draws[i] for i in piece])
             for i, text in zip(piece, texts, strict=True):
                 found[i] = text
@@ -85,23 +84,48 @@ class Speaker:
         (text,) = self._generate([self._checked(messages)], [draw], streamer=streamer)
         return text
 
+    def _together(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Which prompts are answered at once: one at a time, where others change an answer."""
+        if len(prompts) > 1 and not self._apart(prompts):
+            return [[i] for i in range(len(prompts))]
+        lengths = [len(ids) + self.settings.max_new_tokens for ids in prompts]
+        return pieces.cut(lengths, TOGETHER)
+
+    @torch.inference_mode()
+    def _apart(self, prompts: list[list[int]]) -> bool:
+        """Whether a prompt's answer is the same beside others and behind padding, which a model may
+        take into its state (RWKV): it is tried, on two tokens behind the shortest."""
+        first, *_, last = sorted(prompts, key=len)
+        asked = {"min_new_tokens": 2, "max_new_tokens": 2, "return_dict_in_generate": True}
+        with evaluating(self.model), quiet():
+            alone, beside = (
+                self.model.generate(**self._padded(each), **PLAIN, **asked, output_logits=True)
+                for each in ([first], [first, last])
+            )
+        one, other = (torch.stack(found.logits)[:, 0].float() for found in (alone, beside))
+        return torch.allclose(one, other, rtol=0, atol=1e-2 * float(one.abs().max()))
+
+    def _padded(self, prompts: list[list[int]]) -> dict[str, Tensor]:
+        """The prompts with padding in front, and its mask, (b, t) each."""
+        pad, device = self.chat.tokenizer.pad_token_id or 0, self.model.device
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        lengths = torch.tensor([len(p) for p in prompts])
+        mask = (torch.arange(width) >= width - lengths[:, None]).long()
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
     @torch.inference_mode()
     def _generate(
         self, prompts: list[list[int]], draws: Sequence[torch.Generator], **more: Any
     ) -> list[str]:
-        tokenizer, device = self.chat.tokenizer, self.model.device
-        lengths, width = torch.tensor([len(p) for p in prompts]), max(map(len, prompts))
-        pad = tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])  # (b, t)
-        mask = (torch.arange(width) >= width - lengths[:, None]).long()
+        tokenizer, width = self.chat.tokenizer, max(map(len, prompts))
         with evaluating(self.model), quiet():
             found = self.model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                **self._padded(prompts),
                 **PLAIN,
                 max_new_tokens=self.settings.max_new_tokens,
                 eos_token_id=self.ends or None,
-                pad_token_id=pad,
+                pad_token_id=tokenizer.pad_token_id or 0,
                 logits_processor=self._choice(draws),
                 **more,
             )

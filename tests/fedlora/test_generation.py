@@ -53,6 +53,14 @@ def test_greedy_answers_are_the_likeliest_tokens(task: Instruction) -> None:
     assert "".join(told).strip() == found[1]
 
 
+def test_a_model_that_others_change_answers_one_at_a_time(tmp_path: Path) -> None:
+    """RWKV has no mask: padding is in its state. Others answer together."""
+    own = architectures.task("rwkv", "instruction", tmp_path / "base")
+    model = own.model(0).eval()
+    speaker = Speaker(model, own.tokenizer, Generate(max_new_tokens=6))
+    assert speaker.answers(TALKS, streams(0)) == [by_hand(own, model, talk, 6) for talk in TALKS]
+
+
 @pytest.mark.usefixtures("global_rng_untouched")
 def test_drawn_answers_are_the_seed_s_and_their_own(task: Instruction) -> None:
     """The same stream gives the same answer, alone or in company; another one another; and the

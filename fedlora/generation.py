@@ -4,13 +4,15 @@ Shapes: b prompts of a batch, t tokens of its longest (padded on the left, so th
 begins at the same place), v words of the vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -30,8 +32,6 @@ from fedlora.tasks.chat import Chat, Messages
 # is the memory of the tokens before: of Llama-3-8B in bf16 each has 2 · 32 · 8 · 128 numbers, so
 # that these take 1.1 GB.
 TOGETHER = pieces.Costs(fixed=1024, most=8192)
-# What a model's own generation_config may ask for, undone: `settings` says how tokens are chosen.
-PLAIN = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 class Speaker:
@@ -97,9 +97,11 @@ class Speaker:
         take into its state (RWKV): it is tried, on two tokens behind the shortest."""
         first, *_, last = sorted(prompts, key=len)
         asked = {"min_new_tokens": 2, "max_new_tokens": 2, "return_dict_in_generate": True}
-        with evaluating(self.model), quiet():
+        with evaluating(self.model), _plain(self.model), quiet():
             alone, beside = (
-                self.model.generate(**self._padded(each), **PLAIN, **asked, output_logits=True)
+                self.model.generate(
+                    **self._padded(each), do_sample=False, **asked, output_logits=True
+                )
                 for each in ([first], [first, last])
             )
         one, other = (torch.stack(found.logits)[:, 0].float() for found in (alone, beside))
@@ -119,10 +121,10 @@ class Speaker:
         self, prompts: list[list[int]], draws: Sequence[torch.Generator], **more: Any
     ) -> list[str]:
         tokenizer, width = self.chat.tokenizer, max(map(len, prompts))
-        with evaluating(self.model), quiet():
+        with evaluating(self.model), _plain(self.model), quiet():
             found = self.model.generate(
                 **self._padded(prompts),
-                **PLAIN,
+                do_sample=False,
                 max_new_tokens=self.settings.max_new_tokens,
                 eos_token_id=self.ends or None,
                 pad_token_id=tokenizer.pad_token_id or 0,
@@ -154,6 +156,17 @@ class Speaker:
                 "it, or lower generate.max_new_tokens"
             )
         return ids
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """Inside, nothing that a model's own generation_config asks for holds, as beams, penalties and
+    tokens that are never said: `settings` says how tokens are chosen."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Drawn(LogitsProcessor):

@@ -53,6 +53,28 @@ def test_greedy_answers_are_the_likeliest_tokens(task: Instruction) -> None:
     assert "".join(told).strip() == found[1]
 
 
+OWN: list[dict[str, Any]] = [
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"suppress_tokens": [*range(5, 20)], "repetition_penalty": 3.0},
+    {"sequence_bias": [[[9], 50.0]], "forced_eos_token_id": 2},
+    {"stop_strings": ["thing"], "max_time": 1e-9},
+    {"return_dict_in_generate": True, "do_sample": True, "temperature": 9.0},
+]
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: next(iter(own)))
+def test_how_a_model_would_choose_tokens_itself_changes_nothing(
+    task: Instruction, own: dict[str, Any]
+) -> None:
+    """It is kept, and the tokens are the likeliest."""
+    model = task.model(0).eval()
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    said = Speaker(model, task.tokenizer, Generate(max_new_tokens=6)).answers(TALKS, streams(0))
+    assert said == [by_hand(task, model, talk, 6) for talk in TALKS]
+    assert all(getattr(model.generation_config, name) == value for name, value in own.items())
+
+
 def test_a_model_that_others_change_answers_one_at_a_time(tmp_path: Path) -> None:
     """RWKV has no mask: padding is in its state. Others answer together."""
     own = architectures.task("rwkv", "instruction", tmp_path / "base")

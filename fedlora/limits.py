@@ -76,8 +76,10 @@ def ends(config: PretrainedConfig) -> list[int]:
 
 
 def check(ids: Sequence[int], known: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError where the model has no embedding of a token."""
-    largest = max(ids, default=0)
+    """Raises UserError where there is no token, or the model has no embedding of one."""
+    if not len(ids):
+        raise UserError("the tokenizer makes no token of it: remove it")
+    largest = max(ids)
     if known is not None and largest >= known:
         raise UserError(
             f"the model does not know the token {tokenizer.convert_ids_to_tokens(largest)!r} of "

@@ -285,8 +285,8 @@ class Resident:
     def notes(self) -> list[str]:
         """What of rows and model looks odd and is no error, in words."""
         missed = self.reached.told()  # first: the task knows more once the model is made
-        rows = [*self.federation.notes, *self.task.notes, self.truncation()]
-        return [*filter(None, [missed, *rows])]
+        rows = [self.truncation(), usable.unknown(self.task, self.table)]
+        return [*filter(None, [missed, *self.federation.notes, *self.task.notes, *rows])]
 
     def division(self, client: str) -> str:
         """SHA-256 of a client's rows and of which it trains on, without their labels: which of

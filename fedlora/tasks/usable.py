@@ -24,6 +24,7 @@ from fedlora.tasks.likelihood import IGNORED
 
 IDS, TARGETS = "input_ids", "labels"
 BLANK = 1  # tokens of a blank row
+MANY = 0.1  # of the tokens, of unknown words: more than names and emoji are
 
 
 def encode(task: Task, rows: Dataset, vocabulary: int) -> tuple[Any, dict[int, str]]:
@@ -60,13 +61,20 @@ def rehearse(task: Task, model: Any) -> None:
 
 def teach(task: Task, rows: Any) -> None:
     """Raises UserError where nothing is to be learnt from these rows (at least one), or special
-    tokens alone: what ends an answer, say, or a word that the tokenizer does not know."""
-    if (targets := rows.inputs.get(TARGETS)) is None:
-        return
-    special = torch.tensor(sorted(limits.special(task.tokenizer)), dtype=targets.dtype)
-    words = (targets != IGNORED) & ~torch.isin(targets, special)
+    tokens alone: what ends an answer, say, or a word that the tokenizer does not know. Of labels,
+    nothing is to be learnt by a text without a word."""
+    targets = rows.inputs.get(TARGETS)
+    learnt = rows.inputs[IDS] if targets is None else targets
+    special = torch.tensor(sorted(limits.special(task.tokenizer)), dtype=learnt.dtype)
+    words = (learnt != IGNORED) & ~torch.isin(learnt, special)
     if any(words[rows.starts[i] : rows.starts[i + 1]].any() for i in rows.rows):
         return
+    if targets is None:
+        raise UserError(
+            f"no row has a word that the model reads: all {len(rows):,} texts are special tokens "
+            "to the tokenizer, as unknown words are. Set model.name to a model of the rows' "
+            "language"
+        )
     if cut := rows.truncated:
         raise UserError(
             f"no row has a word left to be learnt: {cut:,} of {len(rows):,} are longer than "
@@ -76,6 +84,24 @@ def teach(task: Task, rows: Any) -> None:
     raise UserError(
         f"no row has a word that is learnt: all {len(rows):,} answers are special tokens to the "
         "tokenizer, as unknown words are. Set model.name to a model of the rows' language"
+    )
+
+
+def unknown(task: Task, rows: Any) -> str:
+    """How many of the rows' words the tokenizer does not know, in words; "" where these are few, or
+    no token stands for them alone."""
+    tokenizer: Any = task.tokenizer
+    own = tokenizer.unk_token_id
+    if own is None or own in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # as GPT-2 has it
+        return ""
+    ids = torch.cat([rows.tokens(IDS, i) for i in range(len(rows))] or [torch.zeros(0)])
+    special = torch.tensor(sorted(limits.special(tokenizer) - {own}), dtype=ids.dtype)
+    words, lost = int((~torch.isin(ids, special)).sum()), int((ids == own).sum())
+    if lost < MANY * words or not lost:
+        return ""
+    return (
+        f"{lost:,} of {words:,} tokens of the rows are {tokenizer.unk_token}, words that the "
+        "tokenizer does not know: is the model one of their language and spelling?"
     )
 
 

@@ -87,7 +87,9 @@ def test_what_is_wrong_is_said_once_and_the_rest_is_shown(
 
 def test_rows_steer_no_terminal(world: World, tmp_path: Path) -> None:
     """Neither by escapes nor by markup."""
-    rows = [{"text": f"\x1b[2J[red] {i}", "label": i % 2, "domain": "[b]a"} for i in range(40)]
+    rows = [
+        {"text": f"\x1b[2J[red] {i} filler1", "label": i % 2, "domain": "[b]a"} for i in range(40)
+    ]
     data = tmp_path / "evil.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = checked(world.tree(tmp_path, {"data.name": str(data)}))

@@ -135,6 +135,26 @@ def test_rows_that_teach_nothing_are_told_with_the_reason(tmp_path: Path) -> Non
         usable.teach(task, encoded(task, [*unknown, TALKS[0]]).select([1]))
 
 
+def test_texts_without_a_word_are_told(tmp_path: Path) -> None:
+    """All of them, an error; many words that the tokenizer does not know; one that is no token."""
+    tokenizer(unk_token="<unk>", pad_token="</s>").save_pretrained(tmp_path)
+    RobertaConfig(vocab_size=29, pad_token_id=2).save_pretrained(tmp_path)
+    task = classification(tmp_path)
+
+    def rows(*texts: str) -> Encoded:
+        return task.encode(Dataset.from_dict({"text": texts, "label": [0] * len(texts)}))
+
+    with pytest.raises(UserError, match=r"all 2 texts are special tokens.*language"):
+        usable.teach(task, rows("quelle couleur", "rouge </s>"))
+    usable.teach(task, rows("quelle couleur", "it rouge"))
+    assert "3 of 4 tokens of the rows are <unk>" in usable.unknown(
+        task, rows("quelle couleur", "it rouge </s>")
+    )
+    assert usable.unknown(task, rows("red " * 11 + "rouge")) == ""
+    with pytest.raises(UserError, match=r"row that begins '.u3000': .* makes no token of it"):
+        rows("red", "\u3000")
+
+
 def test_what_a_limit_costs_names_the_one_that_counts(tmp_path: Path) -> None:
     """The run's, or the model's where that is lower, though no row is cut."""
     folder = save(tmp_path, max_position_embeddings=16)

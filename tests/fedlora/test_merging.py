@@ -65,7 +65,8 @@ def saved(kind: str, folder: Path, **more: Any) -> Path:
         model = AutoModelForCausalLM.from_config(made)
     embeddings = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is embeddings
-    embeddings.data *= 10  # logits large enough to tell
+    # Logits large enough to tell, and no row of zeros, which DoRA refuses.
+    embeddings.data.mul_(10).add_(0.1)
     model.save_pretrained(folder)
     return folder
 

@@ -64,7 +64,9 @@ def data(resident: Any, examples: bool = True) -> Iterator[Any]:
     config = resident.config
     where, table = look.table(resident)
     yield f"{where}: {len(table):,} rows"
-    found = look.columns(table, config.data, tasks.load(config.model.task).kind)
+    own = {"partition": "split"} if resident.node.data else {}  # a node's rows are one client's
+    settings = config.data.model_copy(update=own)
+    found = look.columns(table, settings, tasks.load(config.model.task).kind)
     yield draw.columns(found, examples)
     federation = resident.federation
     yield draw.owners(look.owners(federation))

@@ -61,8 +61,8 @@ def served(federation: Any, commonest: tuple[str, float]) -> str:
     return f"server: {len(federation.test):,} test rows, {len(federation.public):,} public{always}"
 
 
-def row(found: Shown) -> Text:
-    """A row, with what is learnt in colour and in brackets."""
+def row(number: int, found: Shown) -> Text:
+    """A row under its number, with what is learnt in colour and in brackets."""
     text = Text()
     for piece in found.pieces:
         shown = block(piece.text)
@@ -73,7 +73,8 @@ def row(found: Shown) -> Text:
         text.append(" … cut at data.max_length", "dim red")
     if found.label:
         text.append(" → ").append(f"⟦{plain(found.label)}⟧", LEARNT)
-    return Text("\n").join(Text("▏").append_text(line) for line in text.split("\n"))
+    lines = (Text(f"{'' if i else number:1} ▏").append(x) for i, x in enumerate(text.split("\n")))
+    return Text("\n").join(lines)
 
 
 def lengths(found: Lengths, asked: int) -> str:

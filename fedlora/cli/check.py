@@ -80,8 +80,8 @@ def rows(resident: Any) -> Iterator[Any]:
 
     federation = resident.federation
     own = federation.train(federation.clients[0]) if federation.clients else federation.test
-    for row in tokens.shown(resident.task, own.select(range(min(len(own), draw.ROWS)))):
-        yield draw.row(row)
+    found = tokens.shown(resident.task, own.select(range(min(len(own), draw.ROWS))))
+    yield from (draw.row(number, row) for number, row in enumerate(found, start=1))
 
 
 def lengths(resident: Any) -> Iterator[Any]:

@@ -124,8 +124,9 @@ def test_the_end_of_a_text_is_the_tokenizer_s_else_the_configuration_s() -> None
 
 
 def test_a_token_that_the_model_has_no_embedding_of_is_named() -> None:
-    """With the way out."""
+    """With the way out; and what is no token at all is said to be none."""
     with pytest.raises(UserError, match=r"'<late>'.*number 6.*6 embeddings.*resize_token_emb"):
         limits.check([1, 6, 2], 6, tokenizer())
     limits.check([1, 5, 2], 6, tokenizer())
-    limits.check([], 6, tokenizer())
+    with pytest.raises(UserError, match="no token of it"):
+        limits.check([], 6, tokenizer())

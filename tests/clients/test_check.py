@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,7 +26,6 @@ from clients.check import Check, Line
 from clients.node import Superlink
 from fedlora import settings
 from fedlora.cli import app
-from fedlora.cli.check import NODE
 from fedlora.errors import UserError
 from tests.federation import World
 
@@ -299,25 +297,3 @@ def test_the_command_shows_all_lines_and_fails_with_2(rows: Path, tmp_path: Path
     assert all(name in done.output for name in CHECKS)
     assert "HOST:PORT" in done.output and "[red]state" in done.output
     assert "Only joining tells." in done.output
-
-
-def test_a_ready_node_shows_what_it_has_and_rows_only_when_asked(
-    world: World, rows: Path, tmp_path: Path
-) -> None:
-    """Columns, lengths, model and needs; not a word of a row without --rows; no column is a
-    client's, as all rows are one owner's."""
-    tree = world.tree(tmp_path, {})
-    (tmp_path / "run.toml").write_text(tomli_w.dumps(tree))
-    given = f'client="books" data="{rows}" model="{world.model}" state-dir="{tmp_path / "state"}"'
-    words = ["node", "check", str(tmp_path / "run.toml"), f"--node-config={given}"]
-    before = os.umask(0o077)
-    try:
-        silent, shown = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--rows"]))
-    finally:
-        os.umask(before)
-    assert silent.exit_code == shown.exit_code == 0, silent.output
-    assert all(f"\n{part}\n" in silent.output for part in NODE)
-    assert "secret" not in silent.output and "[CLS]" not in silent.output
-    assert "[CLS]" in shown.output and "⟦" in shown.output
-    (domain,) = [line.split() for line in silent.output.splitlines() if "domain" in line]
-    assert domain == ["domain", "text", "1", "–"]

@@ -1,6 +1,7 @@
-"""`fedlora check`: everything before anything trains, and nothing is written."""
+"""`fedlora check`, and what `fedlora node check` has of it: everything before anything trains."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import tomli_w
 from typer.testing import CliRunner, Result
 
 from fedlora.cli import app
-from fedlora.cli.check import PARTS
+from fedlora.cli.check import NODE, PARTS
 from tests.federation import World
 from tests.fedlora.tasks.talk import rows, save
 
@@ -96,3 +97,28 @@ def test_rows_steer_no_terminal(world: World, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "\x1b[2J" not in done.output
     assert done.output.count("[b]a") == 3 and "[red] 0" in done.output
+
+
+def test_a_ready_node_shows_what_it_has_and_rows_only_when_asked(
+    world: World, tmp_path: Path
+) -> None:
+    """Columns, lengths, model and needs; not a word of a row without --rows; no column is a
+    client's, as all rows are one owner's."""
+    lines = [x for x in world.data.read_text().splitlines() if '"books"' in x]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines).replace("filler1 ", "secret "))
+    tree = world.tree(tmp_path, {})
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(tree))
+    given = f'client="books" data="{rows}" model="{world.model}" state-dir="{tmp_path / "state"}"'
+    words = ["node", "check", str(tmp_path / "run.toml"), f"--node-config={given}"]
+    before = os.umask(0o077)
+    try:
+        silent, shown = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--rows"]))
+    finally:
+        os.umask(before)
+    assert silent.exit_code == shown.exit_code == 0, silent.output
+    assert all(f"\n{part}\n" in silent.output for part in NODE)
+    assert "secret" not in silent.output and "[CLS]" not in silent.output
+    assert "[CLS]" in shown.output and "⟦" in shown.output
+    (domain,) = [line.split() for line in silent.output.splitlines() if "domain" in line]
+    assert domain == ["domain", "text", "1", "–"]

@@ -21,12 +21,14 @@ KEPT = [*TERMS, "preprocessor_config.json", "tokenizer.model", "merges.txt"]
 LEFT = [
     *("README.md", "pytorch_model.bin", "model-00001-of-00002.safetensors", "tf_model.h5"),
     *("model.safetensors.index.json", "pytorch_model.bin.index.json", "quantize_config.json"),
-    *("modeling_own.py", "model.gguf", ".gitattributes"),
+    *("modeling_own.py", "model.gguf", ".gitattributes", "adapter_config.json"),
+    *("rows.jsonl", "rows.json", "notes.txt", "optimizer.pt", "trainer_state.json"),
 ]
 
 
 def test_what_the_run_does_not_change_goes_along(tmp_path: Path) -> None:
-    """Beside what is there already; weights, code, indices and what a base says of itself stay."""
+    """Beside what is there already; weights, code, indices, what a base says of itself stay, and
+    whatever else a folder holds."""
     base, folder = tmp_path / "base", tmp_path / "merged"
     for place in (base / "onnx", folder):
         place.mkdir(parents=True)
@@ -38,6 +40,22 @@ def test_what_the_run_does_not_change_goes_along(tmp_path: Path) -> None:
     found = {path.name: path.read_text() for path in folder.iterdir()}
     own = {"config.json": "run", "tokenizer.json": "run", "README.md": "run"}
     assert found == {**dict.fromkeys([*KEPT, "generation_config.json"], "base"), **own}
+
+
+def test_no_link_leads_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made a model's folder may name any file of this machine its licence. A snapshot's
+    links lead into the hub's cache."""
+    base, folder, cache = (tmp_path / name for name in ("base", "merged", "cache"))
+    for place in (base, folder, cache):
+        place.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    (tmp_path / "secret").write_text("key")
+    (cache / "blob").write_text("terms")
+    (base / "LICENSE").symlink_to(tmp_path / "secret")
+    (base / "tokenizer.model").symlink_to("../secret")
+    (base / "NOTICE").symlink_to("../cache/blob")
+    carry([base], folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"NOTICE": "terms"}
 
 
 @pytest.mark.parametrize("own", [True, False])

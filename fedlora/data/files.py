@@ -66,6 +66,8 @@ def read(path: Path) -> Sheet:
     """
     if not form(path):
         raise UserError(f"{path}: unknown file type {path.suffix!r}. Known are {TYPES}.")
+    if path.exists() and not path.is_file():  # a pipe, say, for which a reader would wait
+        raise UserError(f"{path} is no ordinary file. Save the rows as one.")
     packed = path.name.lower().endswith(".gz")
     try:
         with path.open("rb") as raw:

@@ -76,6 +76,14 @@ def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:
     assert texts(path) == ["p", "r"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Where it is named, and where it lies in a folder of clients' files."""
+    os.mkfifo(tmp_path / "a.csv")
+    for data in (Data(name=str(tmp_path / "a.csv")), Data(name=str(tmp_path), partition="split")):
+        with pytest.raises(UserError, match=r"a\.csv is no ordinary file"):
+            load(data, 0)
+
+
 def test_nothing_of_a_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So no cache has to be writable, nor room on any disk; under the rules that draw neither."""
     cache = tmp_path / "cache"

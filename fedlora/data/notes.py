@@ -10,8 +10,8 @@ from datasets import Dataset
 from fedlora.data.columns import INTEGER
 
 SHOWN = 8  # groups of names that a note spells out
-# What programs write where there is no value, as text.
-NOTHING = {"nan", "NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>"}
+# What programs write where there is no value, as text; -1 is what GLUE has for no label.
+NOTHING = {"nan", "NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "-1"}
 PART = re.compile(
     r"(train(ing)?|test|val(id(ation)?)?|eval(uation)?)([-_. ].*)?|dev([-_. ]?set)?", re.IGNORECASE
 )

@@ -53,6 +53,8 @@ def test_values_for_nothing_are_told() -> None:
     (note,) = notes.nothing("labels", {"good": 2, "nan": 1, "none": 4, "NA": 7})
     assert note.endswith(": 'NA' (7 rows), 'nan' (1 rows)")
     assert notes.nothing("labels", {"good": 1, "nano": 1}) == []
+    (note,) = notes.nothing("labels", {"0": 2, "-1": 3})
+    assert note.endswith(": '-1' (3 rows)")
 
 
 def test_parts_of_a_data_set_are_told_among_clients(tmp_path: Path) -> None:

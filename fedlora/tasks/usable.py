@@ -50,10 +50,12 @@ def rehearse(task: Task, model: Any) -> None:
         return
     lengths = range(1, task.max_length)
     most = bisect_left(lengths, True, key=lambda n: _fault(task, model, n) is not None)
-    if most:
+    pad = task.tokenizer.pad_token
+    if most > BLANK:
         mend = f"set data.max_length={most}"
-    elif task.tokenizer.pad_token_id is None:
+    elif most or pad is None:  # rows that nothing pads are read
         mend = "give its tokenizer a token to pad rows with (pad_token)"
+        mend += "" if pad is None else f", which {pad!r} is not to it"
     else:
         mend = "set model.name to another"
     raise UserError(f"the model reads no rows of {task.max_length} tokens ({fault}): {mend}")

@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     Gemma3Config,
     Gemma3ForSequenceClassification,
     GPT2Config,
@@ -199,6 +201,23 @@ def test_a_classifier_that_finds_the_end_of_a_row_by_its_padding_needs_one(tmp_p
     task = classification(tmp_path)
     with pytest.raises(UserError, match="pad_token"):
         usable.rehearse(task, task.model(0))
+
+
+def test_a_model_that_takes_padding_for_an_end_is_told_to_be_given_another(tmp_path: Path) -> None:
+    """BART reads where a row ends, and finds several ends in one that ends pad: it is no question
+    of length."""
+    ends = tokenizer(unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+    ends.save_pretrained(tmp_path)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    ids = {"vocab_size": 29, "eos_token_id": 2, "max_position_embeddings": 24}
+    BartForSequenceClassification(BartConfig(d_model=16, **layers, **heads, **ids)).save_pretrained(
+        tmp_path
+    )
+    task = classification(tmp_path, max_length=16)
+    with pytest.raises(UserError, match="pad_token") as error:
+        usable.rehearse(task, task.model(0))
+    assert "'</s>'" in str(error.value) and "max_length=" not in str(error.value)
 
 
 def test_a_classifier_of_a_model_inside_another_reads_rows_to_their_end(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from fedlora.config import Model
 from fedlora.errors import UserError
 from fedlora.models import quiet
 
+MADE = 2  # how a folder is made of a file: the first way could draw weights
+
 
 def chosen(source: str | Path, settings: Model) -> Path | None:
     """The GGUF file that a model is in; None where it is in ordinary files.
@@ -85,7 +87,7 @@ def place(path: Path) -> Path:
     """Where the folder made of a GGUF file is, or would be."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Path(constants.HF_HOME) / "fedlora" / digest[:32]
+    return Path(constants.HF_HOME) / "fedlora" / f"{digest[:32]}-{MADE}"
 
 
 def needed() -> None:

@@ -78,8 +78,8 @@ def weighed(found: Sequence[Tensor], counts: Tensor) -> Tensor:
 
 def score(sums: Tensor, rows: int) -> Score:
     """Of the sums (3,) over so many rows: Σ c right, Σ c loss and Σ c, c being what a row counts.
-    NaN where nothing counts, and where a loss is none: what such a model finds likeliest is not
-    right by more than chance."""
+    NaN where nothing counts, and where a loss is none: what such a model is right about is
+    chance."""
     right, loss, count = sums.tolist()
     if not count or math.isnan(loss):
         return Score(math.nan, math.nan, rows)

@@ -43,16 +43,19 @@ class Cost:
     notes: tuple[str, ...] = ()  # which hooks want values, and what was counted in their place
 
 
-def cost(config: Config, strategy: Strategy) -> Cost:
+def cost(config: Config, strategy: Strategy, model: PreTrainedModel | None = None) -> Cost:
     """The cost of a method on a model.
 
-    K is `run.clients_per_round`, a fraction of `data.clients`; classification has two labels.
+    K is `run.clients_per_round`, a fraction of `data.clients`.
+
+    Args:
+        model: by default the `skeleton` of the configuration's, with two labels.
 
     Raises:
         UserError: the model's configuration cannot be found, or nothing in it can be adapted.
         MethodError: a hook is wrong.
     """
-    rehearsal, clients, base = _rehearsed(config, strategy)
+    rehearsal, clients, base = _rehearsed(config, strategy, model)
     found = rehearsal.played(clients, *(_round(config, number) for number in (1, 2)))
 
     def sent(kind: str) -> int:
@@ -77,12 +80,14 @@ def cost(config: Config, strategy: Strategy) -> Cost:
 def trained_parameters(config: Config, strategy: Strategy) -> int:
     """What a client optimises, head included (a mean over clients where ranks differ): of the
     method's hooks only those that come before training are called. Raises as `cost` does."""
-    rehearsal, clients, base = _rehearsed(config, strategy)
+    rehearsal, clients, base = _rehearsed(config, strategy, None)
     return _trained(rehearsal.started(clients, _round(config, 1))[1], base)
 
 
-def _rehearsed(config: Config, strategy: Strategy) -> tuple[Rehearsal, list[Client], "_Blank"]:
-    base = _Blank(config, skeleton(config.model), alike=_built_in(strategy))
+def _rehearsed(
+    config: Config, strategy: Strategy, model: PreTrainedModel | None
+) -> tuple[Rehearsal, list[Client], "_Blank"]:
+    base = _Blank(config, model or skeleton(config.model), alike=_built_in(strategy))
     parts = recipe.parts(config.adapter) | ({"head"} if config.adapter.head == "trained" else set())
     clients = _clients(config, strategy, base.scaling)
     return Rehearsal(strategy, base, parts - config.train.freezes), clients, base
@@ -157,9 +162,11 @@ class _Blank:
         return stream(0, name)
 
 
-def skeleton(settings: Model) -> PreTrainedModel:
-    """The model without weights."""
+def skeleton(settings: Model, labels: int = 2) -> PreTrainedModel:
+    """The model without weights; a classifier of so many labels."""
     described = Pretrained(settings).config()
+    if settings.task == "classification":
+        described.num_labels = labels
     try:
         with torch.device("meta"):
             return tasks.load(settings.task).architecture.from_config(described)

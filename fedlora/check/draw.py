@@ -13,7 +13,7 @@ from fedlora.report import amount, plain_table
 from fedlora.untrusted import block, plain
 
 ROWS = 3  # that are shown
-CLIENTS, LABELS = 20, 8  # the most that a table names
+CLIENTS, LABELS, NAMES = 20, 8, 4  # the most that are named
 LEARNT = "bold green"
 CHARACTERS = 2000  # of a row
 
@@ -90,10 +90,12 @@ def lengths(found: Lengths, asked: int) -> str:
 def facts(found: Facts) -> str:
     """Some lines."""
     layers = ", ".join(f"{count} {name}" for name, count in found.layers.items())
+    more = f" and {len(found.drawn) - NAMES} more" if len(found.drawn) > NAMES else ""
+    drawn = f"not in the checkpoint, and drawn: {', '.join(found.drawn[:NAMES])}{more}\n"
     return (
         f"{found.architecture}: {found.parameters:,} parameters in {found.dtype}, "
         f"{found.vocabulary:,} words, rows of up to {found.longest:,} tokens, padded with "
-        f"{plain(found.padding)}\n"
+        f"{plain(found.padding)}\n{drawn if found.drawn else ''}"
         f"adapter: {found.kind} of rank {found.rank} on {layers}; a client trains "
         f"{found.trained:,} parameters"
     )

@@ -6,17 +6,15 @@ from typing import Any
 
 from fedlora.adapters import targets
 from fedlora.capacity import Needs, needs
-from fedlora.config import Config
 from fedlora.cost import Cost, cost, skeleton
 from fedlora.memory import Memory, memory
 from fedlora.resident import Resident
-from fedlora.strategy import Strategy
 
 
 @dataclass(frozen=True)
 class Facts:
     """A loaded model with its adapter. `layers` are the adapted ones by the end of their name, with
-    their number; `drawn` the parts of the head, which the base does not have."""
+    their number; `drawn` the weights that the checkpoint does not have."""
 
     architecture: str
     parameters: int
@@ -28,6 +26,7 @@ class Facts:
     layers: dict[str, int]
     trained: int
     padding: str
+    drawn: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,18 @@ def facts(resident: Resident) -> Facts:
         layers=dict(Counter(name.rpartition(".")[2] for name in adapter.shapes)),
         trained=sum(p.numel() for p in trained),
         padding=str(task.tokenizer.pad_token),
+        drawn=sorted(task.lacking),
     )
 
 
-def bill(config: Config, strategy: Strategy, clients: int) -> Bill:
-    """What a run with so many clients costs, from the model's configuration alone."""
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"clients": max(1, clients)})}
-    )
-    found, model = cost(config, strategy), skeleton(config.model)
-    shapes = targets.targets(model, config.adapter)
+def bill(resident: Resident) -> Bill:
+    """What a run costs with the clients and labels that the data have."""
+    config, strategy, federation = resident.config, resident.strategy, resident.federation
+    counted = {"clients": max(1, len(federation.clients))}
+    config = config.model_copy(update={"data": config.data.model_copy(update=counted)})
+    base: Any = resident.adapter.model.get_base_model()
+    model: Any = skeleton(config.model, len(federation.labels))
+    model.drawn = targets.drawn(base)  # a pooler among it is sent as a head is
+    found, shapes = cost(config, strategy, model), targets.targets(model, config.adapter)
     trains = memory(config, model, found.parameters, found.trained_parameters)
     return Bill(found, trains, needs(config, strategy, found, trains, shapes))

@@ -101,12 +101,11 @@ def model(resident: Any) -> Iterator[Any]:
 
 
 def needs(resident: Any) -> Iterator[Any]:
-    """Bytes and memory, from the model's configuration alone."""
+    """Bytes and memory."""
     from fedlora.check import draw
     from fedlora.check import model as look
 
-    clients = len(resident.federation.clients)
-    yield draw.bill(look.bill(resident.config, resident.strategy, clients))
+    yield draw.bill(look.bill(resident))
 
 
 def step(resident: Any) -> Iterator[Any]:

@@ -51,6 +51,7 @@ class Task(Protocol):
     architecture: Any  # Transformers' AutoModelFor…
     labels: Sequence[str]
     notes: list[str]  # what is to be said of the model, once it is made
+    lacking: set[str]  # the weights that the checkpoint does not have, and that were drawn
     max_length: int
     pretrained: "Pretrained"
     tokenizer: "PreTrainedTokenizerBase"

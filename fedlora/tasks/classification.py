@@ -46,6 +46,7 @@ class Classification:
     def __init__(self, config: Config, labels: Sequence[str]) -> None:
         self.labels = list(labels)
         self.notes: list[str] = []
+        self.lacking: set[str] = set()
         self.pretrained = Pretrained(config.model, config.simulation.device)
         self.tokenizer = self.pretrained.tokenizer()
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
@@ -59,6 +60,7 @@ class Classification:
             found = self._load(self.labels, stored)
             if found.resized and heads.rows(own, self.labels):
                 found = self._load(own, stored)  # with the rows of more labels
+            self.lacking = found.lacking
             self.notes = heads.fit(found, own, self.labels) + heads.drawn(found.model)
         model = found.model
         pad_with(model, self.tokenizer.pad_token_id)

@@ -57,6 +57,7 @@ class Instruction:
         self.max_length = self.pretrained.longest(config.data.max_length, self.tokenizer)
         self.words = self.pretrained.words
         self.notes = self._endless()
+        self.lacking: set[str] = set()
 
     def model(self, seed: int, stored: bool = False) -> PreTrainedModel:
         """The pretrained model in evaluation mode; nothing of it is drawn."""

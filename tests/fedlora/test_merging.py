@@ -21,21 +21,10 @@ from fedlora import config, export
 from fedlora.adapters import Adapter
 from fedlora.errors import UserError
 from fedlora.streams import forked, stream
+from tests.fedlora.adapters import tiny
 from tests.fedlora.adapters.tiny import drawn, residual
 
-SIZES = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": True,
-}
-GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20}
+SIZES = {**tiny.SIZES, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -51,7 +40,7 @@ GEMMA3 = {
 # Model type -> (its settings, its output layer's name, a layer inside).
 TIED: dict[str, tuple[dict[str, Any], str, str]] = {
     "llama": ({**SIZES, "num_key_value_heads": 1}, "lm_head", "v_proj"),
-    "gpt2": (GPT2, "lm_head", "c_fc"),
+    "gpt2": (tiny.GPT2_SIZES, "lm_head", "c_fc"),
     "opt": ({**SIZES, "word_embed_proj_dim": 16, "ffn_dim": 24}, "lm_head", "v_proj"),
     "bert": ({**SIZES, "is_decoder": True}, "decoder", "value"),
     "gemma3": (GEMMA3, "lm_head", "v_proj"),
